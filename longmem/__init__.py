@@ -1,0 +1,116 @@
+"""longmem: unbounded, resumable conversations for any Hugging Face decoder.
+
+Names are imported when first used, because torch and transformers take seconds to load.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longmem.config import MemoryConfig
+    from longmem.engine import Engine
+    from longmem.errors import (
+        ChatFormatError,
+        ConfigError,
+        CorruptDataError,
+        FingerprintMismatchError,
+        InputError,
+        LongMemError,
+        SessionClosedError,
+        SessionError,
+        SessionInUseError,
+        SessionNotFoundError,
+        StaleWriterError,
+        StoreError,
+        StoreFormatError,
+        StoreLockedError,
+        StoreReadOnlyError,
+        TurnTooLargeError,
+        UnsupportedModelError,
+    )
+    from longmem.reply_stream import ReplyStream
+    from longmem.sampling import Sampling
+    from longmem.session import Session
+    from longmem.store import Store
+    from longmem.types import Recalled, Reply, SessionStats, Timings, Turn, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChatFormatError",
+    "ConfigError",
+    "CorruptDataError",
+    "Engine",
+    "FingerprintMismatchError",
+    "InputError",
+    "LongMemError",
+    "MemoryConfig",
+    "Recalled",
+    "Reply",
+    "ReplyStream",
+    "Sampling",
+    "Session",
+    "SessionClosedError",
+    "SessionError",
+    "SessionInUseError",
+    "SessionNotFoundError",
+    "SessionStats",
+    "StaleWriterError",
+    "Store",
+    "StoreError",
+    "StoreFormatError",
+    "StoreLockedError",
+    "StoreReadOnlyError",
+    "Timings",
+    "Turn",
+    "TurnTooLargeError",
+    "UnsupportedModelError",
+    "Usage",
+]
+
+_MODULES = {
+    "config": ("MemoryConfig",),
+    "engine": ("Engine",),
+    "errors": (
+        "ChatFormatError",
+        "ConfigError",
+        "CorruptDataError",
+        "FingerprintMismatchError",
+        "InputError",
+        "LongMemError",
+        "SessionClosedError",
+        "SessionError",
+        "SessionInUseError",
+        "SessionNotFoundError",
+        "StaleWriterError",
+        "StoreError",
+        "StoreFormatError",
+        "StoreLockedError",
+        "StoreReadOnlyError",
+        "TurnTooLargeError",
+        "UnsupportedModelError",
+    ),
+    "reply_stream": ("ReplyStream",),
+    "sampling": ("Sampling",),
+    "session": ("Session",),
+    "store": ("Store",),
+    "types": (
+        "Recalled",
+        "Reply",
+        "SessionStats",
+        "Timings",
+        "Turn",
+        "Usage",
+    ),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'longmem' has no attribute {name!r}")
+    return getattr(import_module(f"longmem.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""What `longmem bench` and `longmem demo` run."""

@@ -1,0 +1,167 @@
+"""See what a chat template writes between turns, by rendering small conversations with it.
+
+Turns hold sentinel words; what stands between two sentinels is the gap between two roles. The turns
+that count are *past* turns: some templates (Qwen3) render the last reply of a conversation
+differently from the same reply once a user has spoken again, and the model only ever reads the
+latter. So gaps come from conversations that end with no reply.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from jinja2 import TemplateError
+
+Message = dict[str, str]
+Render = Callable[[list[Message], bool], str]
+"""(messages, add_generation_prompt) -> text, by the template itself."""
+Pair = tuple[str | None, str]
+"""(role of the previous turn, or None at the start; role of the next, REPLY or END)."""
+
+REPLY, END = "<reply>", "<end>"
+LETTERS = {"S": "system", "U": "user", "A": "assistant", "T": "tool"}
+NEEDED = {
+    "user": ("U", "UAU", "UAUAU"),
+    "assistant": ("U", "UAU", "UAUAU"),
+    "system": ("SU", "SUAU"),
+    "tool": ("UAT", "UATAU"),
+}
+"""Conversations a template must render for each role to be used at all, as `messages_of` codes."""
+OPTIONAL = ("UUAU", "UAAU", "UASU", "USU", "AU", "SAU", "UATTAU", "UATU")
+LAST_TURN = ("UA", "UAUA", "S", "SUA", *NEEDED["user"], "UAT")
+
+REWRITES: dict[str, Callable[[str], str]] = {
+    "as is": lambda text: text,
+    "strip": str.strip,
+    "strip left": str.lstrip,
+    "strip right": str.rstrip,
+    "strip newlines": lambda text: text.strip("\n"),
+    "strip newlines left": lambda text: text.lstrip("\n"),
+    "strip newlines right": lambda text: text.rstrip("\n"),
+    "json": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+}
+"""What templates do to the text of a turn, by name."""
+
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+"""What templates raise on a conversation they do not take."""
+
+
+class RefusedError(Exception):
+    """The template does not render a probe conversation turn by turn."""
+
+
+@dataclass
+class Gaps:
+    """What a template writes around turns.
+
+    Attributes:
+        between: text between two turns, or between the last turn and a reply.
+        source: conversation and turn index where each pair's second turn was first seen.
+        ends: texts that end a conversation without a request for a reply, by the last turn's role.
+        rendered: conversations the template takes.
+        failures: reason by conversation, for those it does not.
+    """
+
+    between: dict[Pair, str] = field(default_factory=dict)
+    source: dict[Pair, tuple[str, int]] = field(default_factory=dict)
+    ends: dict[str, set[str]] = field(default_factory=dict)
+    rendered: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def add(self, code: str, found: Sequence[tuple[Pair, str]]) -> None:
+        """Take over one conversation's gaps, all or none of them."""
+        for pair, gap in found:
+            known = self.between.get(pair, gap)
+            if known != gap:
+                raise RefusedError(
+                    f"it writes {gap!r} between {pair[0]} and {pair[1]} in the conversation "
+                    f"{code}, but {known!r} elsewhere"
+                )
+        for index, (pair, gap) in enumerate(found):
+            self.between[pair] = gap
+            self.source.setdefault(pair, (code, index))
+        self.rendered.append(code)
+
+    def refuse(self, role: str) -> None:
+        """Forget every gap beside a turn of `role`."""
+        for pair in [pair for pair in self.between if role in pair]:
+            del self.between[pair]
+
+    def after(self, role: str) -> dict[str, str]:
+        """Text behind a turn of `role`, by what comes next."""
+        return {pair[1]: gap for pair, gap in self.between.items() if pair[0] == role}
+
+
+def messages_of(code: str, texts: Sequence[str]) -> list[Message]:
+    """A conversation from a code such as "SUAU", one text per letter."""
+    return [
+        {"role": LETTERS[letter], "content": text} for letter, text in zip(code, texts, strict=True)
+    ]
+
+
+def pairs_of(code: str, last: str = REPLY) -> list[Pair]:
+    """The neighbours in a conversation, from (None, first role) to (last role, `last`)."""
+    roles = [LETTERS[letter] for letter in code]
+    return list(zip([None, *roles], [*roles, last], strict=True))
+
+
+def collect_gaps(render: Render) -> Gaps:
+    """Render every probe conversation and note what stands around its turns."""
+    gaps = Gaps()
+    codes = dict.fromkeys([*(code for group in NEEDED.values() for code in group), *OPTIONAL])
+    for code in codes:
+        try:
+            found = _gaps_of(render, code, reply=True)
+            if _gaps_of(render, code, reply=False)[:-1] != found[:-1]:
+                raise RefusedError("it writes earlier turns differently when asked for a reply")
+            gaps.add(code, found)
+        except (RefusedError, *TEMPLATE_ERRORS) as error:
+            gaps.failures[code] = str(error) or type(error).__name__
+    for role, end in _ends(render):
+        gaps.ends.setdefault(role, set()).add(end)
+    return gaps
+
+
+def first_prefix(render: Render, role: str) -> str:
+    """What the template puts before everything when the first turn is `role`, rendered anew."""
+    code = {"system": "SU", "user": "U", "assistant": "AU"}[role]
+    return _gaps_of(render, code, reply=False)[0][1]
+
+
+def rewrite_of(render: Render, code: str, index: int) -> str | None:
+    """Which of `REWRITES` the template applies to turn `index` of a conversation."""
+    words = _sentinels(code)
+    plain = render(messages_of(code, words), True)
+    padded = f"\n \n  {words[index]}\t \n  \n"
+    texts = [padded if i == index else word for i, word in enumerate(words)]
+    rendered = render(messages_of(code, texts), True)
+    for name, rewrite in REWRITES.items():
+        if plain.replace(words[index], rewrite(padded)) == rendered:
+            return name
+    return None
+
+
+def _sentinels(code: str) -> list[str]:
+    return [f"qzx{index}xzq" for index in range(len(code))]
+
+
+def _ends(render: Render) -> Iterator[tuple[str, str]]:
+    for code in LAST_TURN:
+        try:
+            gap = _gaps_of(render, code, reply=False)[-1][1]
+        except (RefusedError, *TEMPLATE_ERRORS):
+            continue
+        yield LETTERS[code[-1]], gap
+
+
+def _gaps_of(render: Render, code: str, *, reply: bool) -> list[tuple[Pair, str]]:
+    words = _sentinels(code)
+    rest, parts = render(messages_of(code, words), reply), []
+    for letter, word in zip(code, words, strict=True):
+        part, found, rest = rest.partition(word)
+        if not found or word in rest:
+            raise RefusedError(f"it does not write each {LETTERS[letter]} turn once and in order")
+        parts.append(part)
+    return list(zip(pairs_of(code, REPLY if reply else END), [*parts, rest], strict=True))

@@ -1,0 +1,200 @@
+"""The decode loop of one reply: read the turn, then sample, feed, and give out text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from longmem.engine import Feed, Segment
+from longmem.ledger import Draft
+from longmem.memory import Choice, ReadSpan, SessionMemory
+from longmem.sampling import Sampler, Sampling
+from longmem.text_stream import TextStream
+from longmem.types import FinishReason, Usage
+
+if TYPE_CHECKING:
+    from longmem.engine import Engine
+
+
+class Decoding:
+    """One reply to one turn, in the memory of one session.
+
+    The reply's turn starts with the template's header. The header's last token is the first decode
+    step, so that the look-up of the first sampled token is that token's own query.
+
+    Args:
+        engine: the model.
+        memory: the session's memory.
+        role, user: the turn to reply to, and its ids.
+        text: its text.
+        sampling: how to decode.
+        generator: source of randomness.
+        recent: ids in the local window, for logits processors.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        memory: SessionMemory,
+        role: str,
+        text: str,
+        user: Segment,
+        sampling: Sampling,
+        generator: torch.Generator,
+        recent: Sequence[int],
+    ) -> None:
+        self._engine, self._memory = engine, memory
+        self._role, self._user_text, self._user = role, text, user
+        self._sampling, self._generator = sampling, generator
+        self._sampler = Sampler(sampling, engine.model.generation_config, eos_ids=engine.chat.eos_ids)
+        self._context = _Context([*recent, *user.ids], sampling.max_new_tokens, engine.device)
+        self._from_memory = memory.n_tokens
+        self._header = engine.chat.reply_header_ids(role)
+        self._ids = list(self._header)
+        self._spans: list[ReadSpan] = []
+        self._sampled: list[int] = []
+        self._refreshes = self._recycled = 0
+        self._last: Tensor = torch.empty(0)
+        self.choices: list[Choice] = []
+        self.finish: FinishReason = "length"
+        self.first_token_at = 0.0
+        chat = engine.chat
+        self.text = TextStream(
+            engine.tokenizer,
+            stop_strings=(*sampling.stop, *chat.stop_strings),
+            skip_ids=chat.eos_ids,
+            tags=chat.tags,
+            opened=chat.opens_reasoning,
+            lead=chat.reply_lead,
+        )
+
+    def run(self, stopping: Callable[[], bool], check: Callable[[], None]) -> Iterator[str]:
+        """Decode; yields pieces of text.
+
+        Args:
+            stopping: asked between tokens whether to end the reply here.
+            check: called between passes; may raise to abandon the exchange.
+        """
+        self._read_turn(check)
+        while True:
+            token = self._sample()
+            if token in self._sampler.eos_ids:
+                self.finish = "eos"
+                break
+            if piece := self.text.push(token):
+                yield piece
+            if reason := self._ended(stopping()):
+                self.finish = reason
+                break
+            check()
+            self._step(token)
+        if piece := self.text.finish():
+            yield piece
+        self._close_turn()
+
+    def drafts(self) -> list[Draft]:
+        """The exchange's two turns, as memory holds them."""
+        user = Draft(self._role, self._user_text, self._user.ids, self._user.spans)
+        extra = {"finish_reason": self.finish}
+        if self.text.reasoning:
+            extra["reasoning"] = self.text.reasoning
+        if not self._engine.chat.rewrites_reply(self.text.reasoning):
+            return [user, Draft("assistant", self.text.text, self._ids, self._spans, extra)]
+        self._memory.rewind(self._after_turn)
+        ids = self._engine.chat.turn_ids("assistant", self.text.text, previous=self._role)
+        spans = self._engine.spans(len(ids))
+        self._engine.read(self._memory, [Segment(ids, spans)])
+        return [user, Draft("assistant", self.text.text, ids, spans, extra)]
+
+    def usage(self) -> Usage:
+        """Counts of tokens and look-ups."""
+        return Usage(
+            read=len(self._user.ids) + len(self._header),
+            generated=len(self._sampled),
+            from_memory=self._from_memory,
+            refreshes=self._refreshes,
+            recycled=self._recycled,
+        )
+
+    def _read_turn(self, check: Callable[[], None]) -> None:
+        """Read the turn and the reply's header, up to the logits of the first sampled token."""
+        engine, lead = self._engine, self._header[:-1]
+        engine.read(self._memory, [self._user], lambda done, total: check())
+        if not engine.chat.keep_reasoning:
+            self._after_turn = self._memory.mark()
+        if lead:
+            self._spans = engine.spans(len(lead))
+            engine.read(self._memory, [Segment(lead, self._spans)])
+        self._step(self._header[-1], starts_turn=not lead)
+
+    def _sample(self) -> int:
+        token = self._sampler.next(self._context.ids, self._last, self._generator)
+        self.first_token_at = self.first_token_at or time.perf_counter()
+        self._context.append(token)
+        self._sampled.append(token)
+        self._ids.append(token)
+        return token
+
+    def _ended(self, stopping: bool) -> FinishReason | None:
+        if self.text.stopped:
+            return "stop"
+        if stopping:
+            return "stopped"
+        if len(self._sampled) >= self._sampling.max_new_tokens:
+            return "length"
+        return "stop" if self._sampler.done(self._context.ids, self._last) else None
+
+    def _step(self, token: int, starts_turn: bool = False) -> None:
+        """Feed one token; at every `stride`-th step the blocks are looked up again."""
+        refresh = (self._refreshes + self._recycled) % self._engine.config.stride == 0
+        feed = Feed(
+            self._memory, [token], [ReadSpan(1, int(refresh))], [0] if starts_turn else [], trace=True
+        )
+        (fed,) = self._engine.forward([feed])
+        self._last = fed.logits[None]
+        self.choices += fed.reading.choices
+        if refresh:
+            self._refreshes += 1
+            self._spans.append(ReadSpan(1, 1))
+        else:
+            self._recycled += 1
+            self._extend_span(1)
+
+    def _extend_span(self, tokens: int) -> None:
+        last = self._spans[-1]
+        self._spans[-1] = ReadSpan(last.tokens + tokens, last.voters)
+
+    def _close_turn(self) -> None:
+        """Feed the last sampled token and the template's closing, on the last look-up."""
+        chat, last = self._engine.chat, self._sampled[-1]
+        closing = chat.close_ids(last)
+        if last in chat.eos_ids and not chat.reads_eos(last):
+            self._ids.pop()  # an end token no conversation of the template holds
+            tail = closing
+        else:
+            tail = [last, *closing]
+        self._ids += closing
+        if tail:
+            self._engine.forward([Feed(self._memory, tail, [ReadSpan(len(tail), 0)])])
+            self._extend_span(len(tail))
+
+
+class _Context:
+    """Window and reply ids ``[1, n]`` in one preallocated buffer."""
+
+    def __init__(self, ids: Sequence[int], room: int, device: torch.device) -> None:
+        self._buffer = torch.zeros(1, len(ids) + room, dtype=torch.long, device=device)
+        self._buffer[0, : len(ids)] = torch.tensor(list(ids), dtype=torch.long)
+        self._n = len(ids)
+
+    @property
+    def ids(self) -> Tensor:
+        return self._buffer[:, : self._n]
+
+    def append(self, token: int) -> None:
+        self._buffer[0, self._n] = token
+        self._n += 1

@@ -1,0 +1,130 @@
+"""One exchange: a user's turn is read, a reply is decoded piece by piece, both are committed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from longmem.decoding import Decoding
+from longmem.errors import SessionError
+from longmem.recall import recalled
+from longmem.types import Reply, Timings
+
+if TYPE_CHECKING:
+    from longmem.sampling import Sampling
+    from longmem.session import Session
+
+
+class _Cancelled(Exception):
+    """Ends an exchange from within, without a trace."""
+
+
+class ReplyStream:
+    """Text pieces of a reply while it is decoded. Iterate once; also a context manager.
+
+    The exchange is committed when the iteration ends by itself or by `stop`. `cancel`, an error,
+    a broken iteration or leaving the ``with`` block early drop it: the session is as it was before.
+    Safe to stop or cancel from another thread; both take effect between two tokens.
+    """
+
+    def __init__(
+        self, session: Session, role: str, text: str, sampling: Sampling, commit: bool
+    ) -> None:
+        self._session = session
+        self._role, self._text = role, text
+        self._sampling = sampling
+        self._commit = commit
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._cancelling = threading.Event()
+        self._reply: Reply | None = None
+        self._done = False
+        self._pieces = self._exchange()
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            while (piece := self.next_piece()) is not None:
+                yield piece
+        finally:
+            self.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    @property
+    def reply(self) -> Reply:
+        """The whole reply.
+
+        Raises:
+            SessionError: the stream is not through, or was cancelled.
+        """
+        if self._reply is None:
+            state = "was cancelled" if self._done else "is not through; iterate it to its end"
+            raise SessionError(f"session {self._session.id!r}: this reply {state}")
+        return self._reply
+
+    def stop(self) -> Reply:
+        """End the reply here and commit what was said."""
+        self._stopping.set()
+        while self.next_piece() is not None:
+            pass
+        return self.reply
+
+    def cancel(self) -> None:
+        """Drop the exchange: neither the user's turn nor the reply leave a trace. Without effect
+        once the reply is through."""
+        self._cancelling.set()
+        with self._lock:
+            if not self._done:
+                self._done = True
+                self._pieces.close()
+
+    def next_piece(self) -> str | None:
+        """The next piece of text; None at the end."""
+        with self._lock:
+            if self._done:
+                return None
+            try:
+                return next(self._pieces)
+            except (StopIteration, _Cancelled):
+                self._done = True
+                return None
+            except BaseException:
+                self._done = True
+                raise
+
+    def _check_cancelled(self) -> None:
+        if self._cancelling.is_set():
+            raise _Cancelled
+
+    def _exchange(self) -> Iterator[str]:
+        """Run the exchange inside the session's transaction."""
+        with self._session.transaction() as transaction:
+            started = time.perf_counter()
+            decoding = transaction.decoding(self._role, self._text, self._sampling)
+            yield from decoding.run(self._stopping.is_set, self._check_cancelled)
+            decoded = time.perf_counter()
+            drafts = decoding.drafts()
+            looked_up = recalled(decoding.choices, transaction.memory, transaction.history)
+            turns = transaction.commit(drafts) if self._commit else []
+            first = decoding.first_token_at
+            self._reply = Reply(
+                text=decoding.text.text,
+                reasoning=decoding.text.reasoning,
+                finish_reason=decoding.finish,
+                usage=decoding.usage(),
+                recalled=looked_up,
+                timings=Timings(first - started, decoded - first, time.perf_counter() - decoded),
+                turn=turns[-1].index if turns else None,
+            )

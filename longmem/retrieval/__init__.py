@@ -1,0 +1,37 @@
+"""Block scorers: which semantic blocks a look-up chooses. One scorer per file."""
+
+from __future__ import annotations
+
+from longmem.errors import ConfigError
+from longmem.retrieval.representative import Representative
+from longmem.retrieval.scorer import BlockScorer, Representatives
+from longmem.retrieval.softvote import SoftVote
+
+__all__ = ["BlockScorer", "Representative", "Representatives", "SoftVote", "get_scorer", "register"]
+
+_SCORERS: dict[str, BlockScorer] = {}
+
+
+def register(scorer: BlockScorer) -> None:
+    """Make `scorer` available as ``MemoryConfig(scorer=scorer.name)``; a new one replaces an old."""
+    _SCORERS[scorer.name] = scorer
+
+
+def get_scorer(name: str) -> BlockScorer:
+    """The scorer of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return _SCORERS[name]
+    except KeyError:
+        known = ", ".join(sorted(_SCORERS))
+        raise ConfigError(
+            f"no block scorer is called {name!r}; choose one of {known}, or register yours with "
+            "longmem.retrieval.register"
+        ) from None
+
+
+register(SoftVote())
+register(Representative())

@@ -1,0 +1,139 @@
+"""What a handle holds of its session, and the transaction that moves it on by one commit."""
+
+from __future__ import annotations
+
+import sqlite3
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from longmem.errors import CorruptDataError, StaleWriterError
+from longmem.store import Commit, SessionInfo
+from longmem.stores.rows import file_of, insert_file, layout_id
+from longmem.stores.turn_file import FileRow
+
+
+@dataclass
+class Files:
+    """A session's files in commit order, found by token position."""
+
+    starts: list[int] = field(default_factory=list)
+    stops: list[int] = field(default_factory=list)
+    rows: list[FileRow] = field(default_factory=list)
+
+    def append(self, start: int, stop: int, row: FileRow) -> None:
+        """Add the file of a commit that covers ``start .. stop``."""
+        self.rows.append(row)
+        self.stops.append(stop)
+        self.starts.append(start)  # last: readers in other threads search it
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[FileRow, int, int]]:
+        """(file, from, to): which file holds which of the positions; ends early at a gap."""
+        at = max(bisect_right(self.starts, start) - 1, 0)
+        while start < stop and at < len(self.starts) and self.starts[at] <= start:
+            end = min(stop, self.stops[at])
+            if end > start:
+                yield self.rows[at], start, end
+                start = end
+            at += 1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A session's row and files, and the lease epoch it was claimed with."""
+
+    key: int
+    epoch: int
+    info: SessionInfo
+    files: Files
+
+
+def load_files(rows: sqlite3.Connection, key: int, store: str) -> Files:
+    """The files of a session, in commit order."""
+    files = Files()
+    for row in rows.execute(
+        """SELECT f.*, c.start AS first, c.stop AS last FROM commits c
+           JOIN files f ON f.key = c.file WHERE c.session = ? ORDER BY c.seq""",
+        (key,),
+    ):
+        files.append(row["first"], row["last"], file_of(row, store))
+    return files
+
+
+def check_belongs(info: SessionInfo, file: FileRow) -> None:
+    """A file must have been written for the session that refers to it.
+
+    Checked when the file is used and not when the session is opened: the recorded tokens of a
+    session with a wrong file must stay readable, so that it can be rebuilt.
+
+    Raises:
+        CorruptDataError: it holds another session's rows, or rows of another layout.
+    """
+    identity = file.identity
+    if (identity.session, identity.layout) != (info.id, layout_id(info)):
+        raise CorruptDataError(
+            f"session {info.id!r}: file {file.name} was written for session {identity.session!r}"
+            f" with layout {identity.layout}; restore a backup, or rebuild the session from its"
+            " recorded tokens (rebuild=True)"
+        )
+
+
+def advance_session(rows: sqlite3.Connection, claim: Claim, after: SessionInfo) -> None:
+    cursor = rows.execute(
+        """UPDATE sessions SET head = ?, n_turns = ?, n_tokens = ?, updated_at = ?
+           WHERE key = ? AND head = ? AND lease_epoch = ?""",
+        (
+            after.head,
+            after.n_turns,
+            after.n_tokens,
+            after.updated_at,
+            claim.key,
+            claim.info.head,
+            claim.epoch,
+        ),
+    )
+    if cursor.rowcount != 1:
+        raise StaleWriterError(
+            f"session {claim.info.id!r}: another writer took it over or deleted it; nothing was"
+            " written. Close the session and open it again."
+        )
+
+
+def insert_commit(
+    rows: sqlite3.Connection, claim: Claim, commit: Commit, file: FileRow, after: SessionInfo
+) -> None:
+    rows.execute(
+        """INSERT INTO commits(session, seq, file, start, stop, first_turn, stop_turn, created_at)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            claim.key,
+            after.head,
+            insert_file(rows, file, after.updated_at),
+            commit.start,
+            commit.stop,
+            claim.info.n_turns,
+            after.n_turns,
+            after.updated_at,
+        ),
+    )
+
+
+def insert_turns(rows: sqlite3.Connection, key: int, turns: Sequence[Mapping[str, object]]) -> None:
+    rows.executemany(
+        """INSERT INTO turns(session, idx, role, text, ids, start, spans, created_at, extra,
+           checksum) VALUES (:session, :idx, :role, :text, :ids, :start, :spans, :created_at,
+           :extra, :checksum)""",
+        [{**turn, "session": key} for turn in turns],
+    )
+
+
+def check_lease(rows: sqlite3.Connection, claim: Claim) -> None:
+    held = rows.execute(
+        "SELECT 1 FROM sessions WHERE key = ? AND head = ? AND lease_epoch = ?",
+        (claim.key, claim.info.head, claim.epoch),
+    ).fetchone()
+    if held is None:
+        raise StaleWriterError(
+            f"session {claim.info.id!r}: another writer took it over or deleted it; nothing was"
+            " published. Close the session and open it again."
+        )

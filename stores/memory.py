@@ -1,0 +1,198 @@
+"""A store in RAM: same verbs, same refusals, gone with the process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from longmem.errors import InputError, SessionInUseError, SessionNotFoundError, StoreError
+from longmem.store import Problem, SessionHandle, SessionInfo
+from longmem.stores.memory_handle import Held, InMemoryHandle
+from longmem.stores.rows import to_json
+
+
+class InMemoryRecords:
+    """`longmem.store.Records` in RAM; values are kept as JSON text, so that nothing is shared."""
+
+    def __init__(self, store: InMemoryStore) -> None:
+        self._store = store
+        self._records: dict[tuple[str, str], tuple[str, str | None]] = {}
+
+    def put(self, namespace: str, key: str, value: Any, *, session: str | None = None) -> None:
+        """Store or replace; with `session`, the record is deleted together with that session."""
+        text = to_json(value)
+        with self._store.guard:
+            if session is not None:
+                self._store.find(session)
+            self._records[namespace, key] = (text, session)
+
+    def get(self, namespace: str, key: str) -> Any | None:
+        """The value, or None."""
+        found = self._records.get((namespace, key))
+        return None if found is None else json.loads(found[0])
+
+    def list(self, namespace: str, prefix: str = "") -> list[tuple[str, Any]]:
+        """(key, value) pairs whose key starts with `prefix`, ordered by key."""
+        with self._store.guard:
+            return [
+                (key, json.loads(text))
+                for (space, key), (text, _) in sorted(self._records.items())
+                if space == namespace and key.startswith(prefix)
+            ]
+
+    def delete(self, namespace: str, key: str) -> bool:
+        """Delete; False if there was none."""
+        with self._store.guard:
+            return self._records.pop((namespace, key), None) is not None
+
+    def drop_session(self, session: str) -> None:
+        """Delete what was tied to a session."""
+        kept = {name: value for name, value in self._records.items() if value[1] != session}
+        self._records = kept
+
+
+class InMemoryStore:
+    """`longmem.store.Store` in RAM, for tests and for conversations nobody needs to keep."""
+
+    def __init__(self) -> None:
+        self.guard = threading.RLock()
+        self._sessions: dict[str, Held] = {}
+        self._staged: list[Held] = []
+        self._handles: dict[str, InMemoryHandle] = {}
+        self._records = InMemoryRecords(self)
+        self._closed = False
+
+    @property
+    def records(self) -> InMemoryRecords:
+        """Namespaced JSON documents."""
+        return self._records
+
+    def create(self, info: SessionInfo) -> SessionHandle:
+        """Create and claim a session that is not there yet."""
+        with self.guard:
+            self._usable(info.id)
+            if info.id in self._sessions:
+                raise SessionInUseError(f"session {info.id!r} exists already; open it")
+            self._sessions[info.id] = Held(_fresh(info))
+            return self._claim(self._sessions[info.id])
+
+    def open(self, session_id: str) -> SessionHandle:
+        """Claim an existing session for writing."""
+        with self.guard:
+            self._usable(session_id)
+            return self._claim(self.find(session_id))
+
+    def sessions(self, owner: str | None = None) -> list[SessionInfo]:
+        """All sessions (of one owner), the most recently used first."""
+        with self.guard:
+            newest_first = reversed(self._sessions.values())
+            infos = [session.info for session in newest_first]
+        infos = [info for info in infos if owner is None or info.owner == owner]
+        return sorted(infos, key=lambda info: -info.updated_at)
+
+    def stage(self, handle: SessionHandle, info: SessionInfo) -> SessionHandle:
+        """A hidden, empty stand-in for a claimed session, to be rebuilt under a new `info`."""
+        with self.guard:
+            staged = Held(_fresh(replace(info, id=_own(handle).held.info.id)))
+            self._staged.append(staged)
+            return InMemoryHandle(self, staged)
+
+    def publish(self, handle: SessionHandle, staged: SessionHandle) -> None:
+        """Let `handle`'s session hold what `staged` holds; closes `staged`."""
+        with self.guard:
+            old, new = _own(handle), _own(staged)
+            session, replaced = new.held, old.held
+            is_staged = any(session is waiting for waiting in self._staged)
+            if not is_staged or session.info.id != replaced.info.id:
+                raise InputError("publish takes what stage() returned for the same session")
+            self._sessions[session.info.id] = session
+            old.take_over(session)
+            new.close()
+
+    def delete(self, session_id: str) -> None:
+        """Delete a session and its records."""
+        with self.guard:
+            self._usable(session_id)
+            self.find(session_id)
+            del self._sessions[session_id]
+            self._records.drop_session(session_id)
+
+    def verify(self, session_id: str | None = None) -> list[Problem]:
+        """Nothing in RAM can be found damaged: always empty."""
+        if session_id is not None:
+            self.find(session_id)
+        return []
+
+    def close(self) -> None:
+        """Close all handles. Closing twice is fine."""
+        with self.guard:
+            for handle in list(self._handles.values()):
+                handle.close()
+            self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def find(self, session_id: str) -> Held:
+        """The stored session.
+
+        Raises:
+            SessionNotFoundError: there is none of that id.
+        """
+        if session_id not in self._sessions:
+            raise SessionNotFoundError(f"the store has no session {session_id!r}")
+        return self._sessions[session_id]
+
+    def forget(self, handle: InMemoryHandle) -> None:
+        """A handle closes: its claim ends; a stand-in nobody published goes."""
+        session = handle.held
+        if self._handles.get(session.info.id) is handle:
+            del self._handles[session.info.id]
+        self._staged = [waiting for waiting in self._staged if waiting is not session]
+
+    def holds(self, session: Held) -> bool:
+        """Whether a session is still here: stored, or staged and not dropped."""
+        return any(session is held for held in [*self._sessions.values(), *self._staged])
+
+    def _claim(self, session: Held) -> InMemoryHandle:
+        handle = InMemoryHandle(self, session)
+        self._handles[session.info.id] = handle
+        return handle
+
+    def _usable(self, session_id: str) -> None:
+        if self._closed:
+            raise StoreError("the store is closed; make a new one")
+        if session_id in self._handles:
+            raise SessionInUseError(
+                f"session {session_id!r} is open in this process; close it first"
+            )
+
+
+def _own(handle: SessionHandle) -> InMemoryHandle:
+    if not isinstance(handle, InMemoryHandle):
+        raise InputError(f"{type(handle).__name__} is no handle of this store")
+    return handle
+
+
+def _fresh(info: SessionInfo) -> SessionInfo:
+    """`info` as its JSON form would come back, with the counts of an empty session."""
+    return replace(
+        info,
+        metadata=json.loads(to_json(info.metadata)),
+        fingerprint=json.loads(to_json(info.fingerprint)),
+        head=0,
+        n_turns=0,
+        n_tokens=0,
+        bytes=0,
+    )

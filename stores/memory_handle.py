@@ -1,0 +1,150 @@
+"""A claimed session of an `InMemoryStore`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from longmem.errors import SessionClosedError, StaleWriterError
+from longmem.store import Commit, SessionInfo, Snapshot, TurnRecord
+from longmem.stores.checks import check_commit, check_positions, check_rows
+from longmem.stores.rows import to_json, turn_values
+
+if TYPE_CHECKING:
+    from longmem.stores.memory import InMemoryStore
+
+
+@dataclass
+class Held:
+    """What is stored of one session; commits hold clones of the caller's tensors."""
+
+    info: SessionInfo
+    commits: list[Commit] = field(default_factory=list)
+    turns: list[TurnRecord] = field(default_factory=list)
+
+
+class InMemoryHandle:
+    """`longmem.store.SessionHandle` in RAM; made by `InMemoryStore`."""
+
+    def __init__(self, store: InMemoryStore, session: Held) -> None:
+        self._store = store
+        self._session: Held | None = session
+        self._id = session.info.id
+
+    @property
+    def held(self) -> Held:
+        """What the handle holds.
+
+        Raises:
+            SessionClosedError: nothing any more.
+        """
+        if self._session is None:
+            raise SessionClosedError(f"session {self._id!r} was closed; open it again")
+        return self._session
+
+    @property
+    def info(self) -> SessionInfo:
+        """The session as of the last commit of this handle."""
+        return self.held.info
+
+    def commit(self, commit: Commit) -> int:
+        """Keep clones of everything in `commit`; returns the new head."""
+        with self._store.guard:
+            session = self.held
+            if not self._store.holds(session):
+                raise StaleWriterError(f"session {self._id!r} was deleted; nothing was written")
+            check_commit(session.info, commit)
+            kept = _kept(commit)
+            session.commits.append(kept)
+            session.turns.extend(kept.turns)
+            session.info = _advanced(session.info, kept)
+            return session.info.head
+
+    def snapshot(self) -> Snapshot | None:
+        """The state at the head; None before the first commit."""
+        with self._store.guard:
+            info, commits = self.held.info, list(self.held.commits)
+        if not commits:
+            return None
+        names = dict.fromkeys(name for commit in commits for name in commit.blocks)
+        blocks = {
+            name: torch.cat([commit.blocks[name] for commit in commits if name in commit.blocks])
+            for name in names
+        }
+        return Snapshot(info.head, info.n_tokens, info.n_turns, blocks, _clones(commits[-1].state))
+
+    def read_kv(self, layer: int, start: int, stop: int) -> Tensor:
+        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer."""
+        with self._store.guard:
+            info, commits = self.held.info, list(self.held.commits)
+        check_rows(info, layer, start, stop)
+        heads, dim = info.layout[layer]
+        rows = [
+            commit.kv[layer][max(start - commit.start, 0) : stop - commit.start]
+            for commit in commits
+            if commit.start < stop and commit.stop > start
+        ]
+        return torch.cat([torch.empty(0, 2, heads, dim, dtype=getattr(torch, info.dtype)), *rows])
+
+    def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
+        """Turns ``start <= index < stop``, in order."""
+        turns = self.held.turns
+        end = len(turns) if stop is None else max(stop, 0)
+        return turns[max(start, 0) : end]
+
+    def turns_at(self, positions: Sequence[int]) -> list[TurnRecord]:
+        """For each token position the turn that holds it."""
+        session = self.held
+        check_positions(session.info, positions)
+        return [
+            next(turn for turn in session.turns if turn.start <= position < turn.stop)
+            for position in positions
+        ]
+
+    def close(self) -> None:
+        """Release the claim. Closing twice is fine."""
+        with self._store.guard:
+            if self._session is not None:
+                self._store.forget(self)
+                self._session = None
+
+    def take_over(self, session: Held) -> None:
+        """Go on with another session of the same id; `InMemoryStore.publish` rebuilt it."""
+        self._session = session
+
+
+def _kept(commit: Commit) -> Commit:
+    """A copy that shares nothing with the caller's."""
+    return replace(
+        commit,
+        turns=[_kept_turn(turn) for turn in commit.turns],
+        kv=[tensor.detach().cpu().clone() for tensor in commit.kv],
+        blocks=_clones(commit.blocks),
+        state=_clones(commit.state),
+    )
+
+
+def _kept_turn(turn: TurnRecord) -> TurnRecord:
+    turn_values(turn)  # refuses what no other store could keep
+    extra = json.loads(to_json(turn.extra))
+    return replace(turn, ids=tuple(turn.ids), spans=tuple(turn.spans), extra=extra)
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _advanced(info: SessionInfo, commit: Commit) -> SessionInfo:
+    return replace(
+        info,
+        head=info.head + 1,
+        n_turns=info.n_turns + len(commit.turns),
+        n_tokens=commit.stop,
+        updated_at=time.time(),
+    )

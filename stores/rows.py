@@ -1,0 +1,191 @@
+"""Database rows to the protocol's data classes and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import sys
+import zlib
+from array import array
+from typing import Any
+
+from longmem.errors import CorruptDataError, InputError
+from longmem.store import SessionInfo, TurnRecord
+from longmem.stores.turn_file import FileRow, Identity
+
+SESSION_COLUMNS = """
+    s.*, (SELECT coalesce(sum(f.bytes), 0) FROM files f
+          WHERE f.key IN (SELECT c.file FROM commits c WHERE c.session = s.key)) AS bytes
+"""
+_FIXED = ("id", "owner", "metadata", "fingerprint", "layout", "dtype", "created_at")
+_TURN = ("idx", "role", "text", "ids", "start", "spans", "created_at", "extra")
+
+
+def layout_id(info: SessionInfo) -> str:
+    """Hash of what gives K/V bytes their meaning: per layer (H_kv, D), and the dtype."""
+    return hashlib.sha256(to_json([info.layout, info.dtype]).encode()).hexdigest()[:16]
+
+
+def checksum(*values: str | bytes | float | None) -> int:
+    """CRC-32 over values and the borders between them."""
+    crc = 0
+    for value in values:
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        crc = zlib.crc32(b"%d:%b" % (len(data), data), crc)
+    return crc
+
+
+def insert_session(
+    rows: sqlite3.Connection, info: SessionInfo, *, staged_for: str | None = None
+) -> int:
+    """Insert an empty session with lease epoch 1; returns its key."""
+    fixed = (
+        info.id,
+        info.owner,
+        to_json(info.metadata),
+        to_json(info.fingerprint),
+        to_json(info.layout),
+        info.dtype,
+        float(info.created_at),
+    )
+    cursor = rows.execute(
+        """INSERT INTO sessions(id, owner, metadata, fingerprint, layout, dtype, created_at,
+           checksum, updated_at, staged_for, lease_epoch)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)""",
+        (*fixed, checksum(*fixed), info.updated_at, staged_for),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def find_session(rows: sqlite3.Connection, session_id: str) -> sqlite3.Row | None:
+    """The row of a session, with `SESSION_COLUMNS`; stand-ins that wait to be published apart."""
+    found: sqlite3.Row | None = rows.execute(
+        f"SELECT {SESSION_COLUMNS} FROM sessions s WHERE id = ? AND staged_for IS NULL",
+        (session_id,),
+    ).fetchone()
+    return found
+
+
+def session_of(row: sqlite3.Row) -> SessionInfo:
+    """A row selected with `SESSION_COLUMNS`.
+
+    Raises:
+        CorruptDataError: it fails its checksum.
+    """
+    if checksum(*(row[name] for name in _FIXED)) != row["checksum"]:
+        raise CorruptDataError(
+            f"session {row['id']!r}: its row fails its checksum; restore the store from a backup"
+        )
+    return SessionInfo(
+        id=row["id"],
+        owner=row["owner"],
+        metadata=json.loads(row["metadata"]),
+        fingerprint=json.loads(row["fingerprint"]),
+        layout=tuple((heads, dim) for heads, dim in json.loads(row["layout"])),
+        dtype=row["dtype"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        head=row["head"],
+        n_turns=row["n_turns"],
+        n_tokens=row["n_tokens"],
+        bytes=row["bytes"],
+    )
+
+
+def insert_file(rows: sqlite3.Connection, file: FileRow, created_at: float) -> int:
+    """Insert a file; returns its key."""
+    identity = file.identity
+    cursor = rows.execute(
+        """INSERT INTO files(name, session, layout, start, stop, chunk_rows, bytes, checksums,
+           created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            file.name,
+            identity.session,
+            identity.layout,
+            identity.start,
+            identity.stop,
+            identity.chunk_rows,
+            file.size,
+            file.checksums,
+            created_at,
+        ),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def file_of(row: sqlite3.Row, store: str) -> FileRow:
+    """A row of ``files``."""
+    identity = Identity(
+        store, row["session"], row["layout"], row["start"], row["stop"], row["chunk_rows"]
+    )
+    return FileRow(row["name"], identity, row["bytes"], row["checksums"])
+
+
+def turn_values(turn: TurnRecord) -> dict[str, Any]:
+    """Column values of a turn, its checksum among them.
+
+    Raises:
+        InputError: an id beyond int32, or `extra` that is not JSON.
+    """
+    try:
+        ids = array("i", turn.ids)
+    except (OverflowError, TypeError) as error:
+        raise InputError(f"turn {turn.index}: token ids must be int32 ({error})") from None
+    values = {
+        "idx": turn.index,
+        "role": turn.role,
+        "text": turn.text,
+        "ids": _little_endian(ids).tobytes(),
+        "start": turn.start,
+        "spans": to_json(turn.spans),
+        "created_at": float(turn.created_at),
+        "extra": to_json(turn.extra),
+    }
+    return {**values, "checksum": checksum(*values.values())}
+
+
+def turn_of(row: sqlite3.Row, session: str) -> TurnRecord:
+    """A row of ``turns``.
+
+    Raises:
+        CorruptDataError: it fails its checksum.
+    """
+    if checksum(*(row[name] for name in _TURN)) != row["checksum"]:
+        raise CorruptDataError(
+            f"session {session!r}: the record of turn {row['idx']} fails its checksum; restore"
+            " the store from a backup"
+        )
+    ids = array("i")
+    ids.frombytes(row["ids"])
+    return TurnRecord(
+        index=row["idx"],
+        role=row["role"],
+        text=row["text"],
+        ids=tuple(_little_endian(ids)),
+        start=row["start"],
+        spans=tuple((tokens, leading) for tokens, leading in json.loads(row["spans"])),
+        created_at=row["created_at"],
+        extra=json.loads(row["extra"]),
+    )
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON.
+
+    Raises:
+        InputError: `value` is not JSON-able.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"cannot store {type(value).__name__} as JSON: {error}") from None
+
+
+def _little_endian(ids: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        ids = ids[:]
+        ids.byteswap()
+    return ids

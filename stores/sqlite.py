@@ -1,0 +1,253 @@
+"""The default store: a directory with one SQLite database and immutable turn files.
+
+longmem.db    sessions, turns, commits, records, and the checksums of all files
+files/        one safetensors file per commit
+tmp/          files being written; emptied when a writer opens the store
+lock          held by the one writing process; names its pid
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from longmem.errors import (
+    InputError,
+    SessionInUseError,
+    SessionNotFoundError,
+    StoreReadOnlyError,
+)
+from longmem.store import Problem, SessionHandle, SessionInfo
+from longmem.stores.claim import Claim, Files, check_lease, load_files
+from longmem.stores.database import Database
+from longmem.stores.folder import Folder
+from longmem.stores.handle import SQLiteHandle
+from longmem.stores.lock import WriterLock
+from longmem.stores.records import SQLiteRecords
+from longmem.stores.removal import recover, remove_session, work_off_queue
+from longmem.stores.rows import SESSION_COLUMNS, find_session, insert_session, session_of
+from longmem.stores.verify import verify
+
+
+class SQLiteStore:
+    """`longmem.store.Store` in a directory; safe to use from several threads.
+
+    Args:
+        path: the directory; created with mode 0700 if it is not there.
+        read_only: open without the writer lock, also beside a live writer. Writes raise.
+
+    Raises:
+        StoreLockedError: another process writes to it.
+        StoreFormatError: `path` is no store, or one of a newer longmem.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.read_only = read_only
+        self._guard = threading.RLock()
+        self._claimed: dict[str, SQLiteHandle] = {}
+        self._staged: set[SQLiteHandle] = set()
+        self._folder = Folder(self.path, create=not read_only)
+        self._writer = None if read_only else WriterLock(self.path / "lock")
+        try:
+            self._database = Database(
+                self._folder.database,
+                read_only=read_only,
+                before_creation=self._folder.refuse_if_used,
+            )
+            with self._database.transaction() as rows:
+                found = rows.execute("SELECT value FROM meta WHERE name = 'store'").fetchone()
+            self._store_id: str = found["value"]
+            if not read_only:
+                recover(self._database, self._folder)
+                self._database.truncate_log()
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def records(self) -> SQLiteRecords:
+        """Namespaced JSON documents."""
+        return SQLiteRecords(self._database)
+
+    def create(self, info: SessionInfo) -> SessionHandle:
+        """Create and claim a session that is not there yet."""
+        self._writable()
+        _check_id(info.id)
+        fresh = replace(info, head=0, n_turns=0, n_tokens=0, bytes=0)
+        with self._guard:
+            self._unclaimed(info.id)
+            with self._database.transaction() as rows:
+                if find_session(rows, info.id) is not None:
+                    raise SessionInUseError(f"session {info.id!r} exists already; open it")
+                key = insert_session(rows, fresh)
+            handle = self._handle(Claim(key, 1, fresh, Files()))
+            self._claimed[info.id] = handle
+            return handle
+
+    def open(self, session_id: str) -> SessionHandle:
+        """Claim an existing session for writing (or reading, on a read-only store)."""
+        with self._guard:
+            self._unclaimed(session_id)
+            with self._database.transaction() as rows:
+                row = self._found(rows, session_id)
+                epoch = row["lease_epoch"] + 1
+                if not self.read_only:
+                    rows.execute(
+                        "UPDATE sessions SET lease_epoch = ? WHERE key = ?", (epoch, row["key"])
+                    )
+                info = session_of(row)
+                files = load_files(rows, row["key"], self._store_id)
+            handle = self._handle(Claim(row["key"], epoch, info, files))
+            self._claimed[session_id] = handle
+            return handle
+
+    def sessions(self, owner: str | None = None) -> list[SessionInfo]:
+        """All sessions (of one owner), the most recently used first."""
+        with self._database.transaction() as rows:
+            found = rows.execute(
+                f"""SELECT {SESSION_COLUMNS} FROM sessions s
+                    WHERE staged_for IS NULL AND (:owner IS NULL OR owner = :owner)
+                    ORDER BY updated_at DESC, key DESC""",
+                {"owner": owner},
+            ).fetchall()
+        return [session_of(row) for row in found]
+
+    def stage(self, handle: SessionHandle, info: SessionInfo) -> SessionHandle:
+        """A hidden, empty stand-in for a claimed session, to be rebuilt under a new `info`.
+
+        It goes by the session's id whatever `info` says, and is dropped when it is closed or the
+        store is opened anew before `publish`.
+        """
+        self._writable()
+        name = self._own(handle).claim.info.id
+        fresh = replace(info, id=name, head=0, n_turns=0, n_tokens=0, bytes=0)
+        with self._database.transaction() as rows:
+            key = insert_session(rows, fresh, staged_for=name)
+        staged = self._handle(Claim(key, 1, fresh, Files()))
+        with self._guard:
+            self._staged.add(staged)
+        return staged
+
+    def publish(self, handle: SessionHandle, staged: SessionHandle) -> None:
+        """In one transaction let `handle`'s session hold what `staged` holds; closes `staged`."""
+        self._writable()
+        old, new = self._own(handle), self._own(staged)
+        with self._guard, old.lock, new.lock:
+            before, built = old.claim, new.claim
+            if new not in self._staged or built.info.id != before.info.id:
+                raise InputError("publish takes what stage() returned for the same session")
+            after = replace(built, epoch=before.epoch + 1)
+            with self._database.transaction() as rows:
+                check_lease(rows, before)
+                check_lease(rows, built)
+                remove_session(rows, before.key)
+                rows.execute(
+                    "UPDATE sessions SET staged_for = NULL, lease_epoch = ? WHERE key = ?",
+                    (after.epoch, after.key),
+                )
+            self._staged.discard(new)
+            new.release()
+            old.take_over(after)
+        self._erase()
+
+    def delete(self, session_id: str) -> None:
+        """Delete a session, its files and its records."""
+        self._writable()
+        with self._guard:
+            self._unclaimed(session_id)
+            with self._database.transaction() as rows:
+                self._found(rows, session_id)
+                keys = rows.execute("SELECT key FROM sessions WHERE id = ?", (session_id,))
+                for row in keys.fetchall():  # a stand-in that was never published goes with it
+                    remove_session(rows, row["key"])
+                rows.execute("DELETE FROM records WHERE session = ?", (session_id,))
+            self._erase()
+
+    def verify(self, session_id: str | None = None) -> list[Problem]:
+        """Read everything (of one session) and return what is wrong; empty means sound."""
+        if session_id is not None:
+            with self._database.transaction() as rows:
+                self._found(rows, session_id)
+        return verify(self._database, self._folder, self._store_id, session_id)
+
+    def close(self) -> None:
+        """Release locks and connections. Closing twice is fine."""
+        with self._guard:
+            for handle in [*self._staged, *self._claimed.values()]:
+                handle.close()
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _handle(self, claim: Claim) -> SQLiteHandle:
+        return SQLiteHandle(self._database, self._folder, self._store_id, claim, self._forget)
+
+    def _forget(self, handle: SQLiteHandle) -> None:
+        """A handle closes: its claim ends; a stand-in nobody published goes."""
+        with self._guard:
+            claim = handle.release()
+            if claim is None:
+                return
+            if handle not in self._staged:
+                del self._claimed[claim.info.id]
+                return
+            self._staged.discard(handle)
+            with self._database.transaction() as rows:
+                remove_session(rows, claim.key)
+            self._erase()
+
+    def _erase(self) -> None:
+        work_off_queue(self._database, self._folder)
+        self._database.truncate_log()
+
+    def _own(self, handle: SessionHandle) -> SQLiteHandle:
+        if not isinstance(handle, SQLiteHandle) or handle.database is not self._database:
+            raise InputError("the handle belongs to another store")
+        return handle
+
+    def _found(self, rows: sqlite3.Connection, session_id: str) -> sqlite3.Row:
+        row = find_session(rows, session_id)
+        if row is None:
+            raise SessionNotFoundError(f"the store {self.path} has no session {session_id!r}")
+        return row
+
+    def _unclaimed(self, session_id: str) -> None:
+        if session_id in self._claimed:
+            raise SessionInUseError(
+                f"session {session_id!r} is open in this process; close it first"
+            )
+
+    def _writable(self) -> None:
+        if self.read_only:
+            raise StoreReadOnlyError(
+                f"the store {self.path} is open read-only; nothing was written"
+            )
+
+    def _release(self) -> None:
+        if hasattr(self, "_database"):
+            self._database.close()
+        self._folder.close()
+        if self._writer is not None:
+            self._writer.release()
+
+
+def _check_id(session_id: str) -> None:
+    try:
+        session_id.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"session id {session_id!r} is not UTF-8") from None

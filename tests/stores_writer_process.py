@@ -1,0 +1,76 @@
+"""Forks writers that are killed; run by test_stores_faults.py.
+
+Reads lines ``[path, step]`` and answers with the lines ``started PID``, ``acknowledged HEAD`` per
+commit and ``ended CODE``. Without a step the writer commits forever; with one it commits twice and
+kills itself at that step of the third commit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+
+from longmem.store import SessionHandle
+from longmem.stores import SQLiteStore
+from longmem.stores.samples import fill, sample_info
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # a forked child has none of its parent's worker threads
+    for line in sys.stdin:
+        path, step = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            try:
+                write(path, step)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        print("ended", os.waitstatus_to_exitcode(status), flush=True)
+
+
+def write(path: str, step: list[Any] | None) -> None:
+    print("started", os.getpid(), flush=True)
+    store = SQLiteStore(path)
+    known = any(info.id == "alice" for info in store.sessions())
+    handle = store.open("alice") if known else store.create(sample_info())
+    if step is not None:
+        commit(handle)
+        commit(handle)
+        die_at(*step)
+    while True:
+        commit(handle)
+
+
+def commit(handle: SessionHandle) -> None:
+    fill(handle, 1)
+    print("acknowledged", handle.info.head, flush=True)
+
+
+def die_at(module: str, name: str, call: int, after: bool) -> None:
+    """Let the `call`-th call of a function kill this process, before or after its work."""
+    *owners, name = name.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), 0
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = original(*args, **options) if after or calls != call else None
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+if __name__ == "__main__":
+    main()
