@@ -24,31 +24,25 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from longmem.errors import ConfigError, UnsupportedModelError
 from longmem.memory import AttentionCall, LayerSpec
-from longmem.ops.rotary import Rotary
-from longmem.probing import (
-    Probe,
-    ProbeError,
-    Seen,
-    difference,
-    fit,
-    loud,
-    misfit,
-    own_window,
-    plain_attention,
-    refuse_influence,
-    rotaries,
-    tolerance,
-)
+from longmem.probing import Probe, ProbeError, Seen, difference, loud, measure, plain_attention
 
 _NAME = "longmem"
-_router: ContextVar[Router | None] = ContextVar("longmem_router", default=None)
+_router: ContextVar[Router | Probe | None] = ContextVar("longmem_router", default=None)
 """Where attention goes now. Not a keyword argument of the model: some layers drop those."""
-_POSITIONS = (0, 1, 2, 5, 9, 14, 20, 27)
-"""Positions of the tokens of a probing pass: near ones tell all tables apart."""
+_RECURRENT = "its recurrent or linear-attention layers keep state outside attention"
+_STRANGE = {
+    "conv": "its short convolutions keep state outside attention",
+    "linear_attention": _RECURRENT,
+    "mamba": _RECURRENT,
+    "hybrid": _RECURRENT,
+    "hybrid_sliding": _RECURRENT,
+    "chunked_attention": "its chunked attention is neither full nor a sliding window",
+}
+"""Layer types that cannot be held, with the reason."""
 
 
 class Router(Protocol):
-    """What the attention function hands its tensors to: a `ForwardPass`, or a `Probe`."""
+    """What the attention function hands its tensors to: see `longmem.memory.ForwardPass`."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """``[1, H, T, D]``, ``[1, H_kv, T, D]`` twice -> ``[1, T, H, D]``."""
@@ -115,7 +109,7 @@ def forward(model: PreTrainedModel, ids: Tensor, router: Router, last: Tensor) -
 
 
 @contextmanager
-def _routing(router: Router) -> Iterator[None]:
+def _routing(router: Router | Probe) -> Iterator[None]:
     token = _router.set(router)
     try:
         yield
@@ -144,16 +138,15 @@ def _attention(
     router = _router.get()
     if router is None:
         raise ConfigError(
-            f"{type(module).__name__} was called outside longmem, which has taken over this model's "
-            "attention: use Session.ask or Session.stream, or a second copy of the model "
-            "for generate() and the like"
+            f"{type(module).__name__} was called outside longmem, which has taken over the "
+            "attention of this model: use Session.ask or Session.stream, or a second copy of the "
+            "model for generate() and the like"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer, call = cast(int, module.layer_idx), AttentionCall(scaling, softcap, s_aux)
     if not isinstance(router, Probe):
         return router.attend(layer, query, key, value, call), None
-    if router.reads:
-        _refuse_other_attention(module, query, key, call, softcap=softcap, s_aux=s_aux, **others)
+    _refuse_other_attention(module, query, key, call, softcap=softcap, s_aux=s_aux, **others)
     seen = Seen(query.clone(), key.clone(), value.clone(), call, attention_mask)
     return router.note(layer, seen), None
 
@@ -181,40 +174,35 @@ def _refuse_other_attention(
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
         raise ProbeError("its modeling file has no eager attention to compare with")
-    q, k = (loud(x, x.shape[1], call.scaling) for x in (query, key))
-    hidden = torch.ones(q.shape[2], q.shape[2], device=q.device, dtype=torch.bool).triu(1)
-    mask = torch.zeros(hidden.shape, device=q.device).masked_fill(hidden, -1e30)[None, None]
-    theirs, _ = eager(module, q, k, k, mask, scaling=call.scaling, dropout=0.0, **{
-        name: value for name, value in settings.items() if name not in ("scaling", "dropout")
-    })  # fmt: skip
+    q, k = loud(query, call.scaling), loud(key, call.scaling)
+    future = torch.full((1, 1, q.shape[2], k.shape[2]), -1e30, device=q.device).triu(1)
+    settings |= {"scaling": call.scaling, "dropout": 0.0}
+    theirs, _ = eager(module, q, k, k, future, **settings)
     if not difference(plain_attention(q, k, k, call), theirs) <= 1e-2:
         raise ProbeError("its attention is more than a softmax over scaled dot products")
 
 
 def _refuse_by_config(model: PreTrainedModel) -> None:
-    """What the configuration tells plainly, told plainly."""
+    """What the configuration tells plainly, told plainly; everything else is measured."""
     config = model.config.get_text_config()
+    types = set(getattr(config, "layer_types", None) or ())
+    strange = sorted(types - {"full_attention", "sliding_attention", "attention"})
     if model.config.is_encoder_decoder:
         raise ProbeError("it is an encoder-decoder")
-    if getattr(model, "_is_stateful", False):
-        raise ProbeError("it keeps state outside attention (recurrent or linear-attention layers)")
+    if strange:
+        reasons = dict.fromkeys(_STRANGE.get(kind, f"it has {kind} layers") for kind in strange)
+        raise ProbeError("; ".join(reasons))
+    if getattr(model, "_is_stateful", False) and not types:
+        raise ProbeError(_RECURRENT)
     if getattr(config, "kv_lora_rank", None):
         raise ProbeError("multi-head latent attention (MLA) does not keep plain keys and values")
     if getattr(config, "num_kv_shared_layers", None):
         raise ProbeError("some of its layers share the keys and values of others")
-    known = {"full_attention", "sliding_attention", "attention"}
-    strange = sorted(set(getattr(config, "layer_types", None) or ()) - known)
-    if strange:
-        raise ProbeError(
-            f"it has layers of type {', '.join(strange)}; only full attention and sliding windows "
-            "can be held"
-        )
     if "position_ids" not in _parameters(type(model)):
         alibi = any("alibi" in name for name in vars(sys.modules[type(model).__module__]))
         raise ProbeError(f"it takes no position ids{' (it uses ALiBi)' if alibi else ''}")
     if model.get_output_embeddings() is None:
         raise ProbeError("it is no causal language model: it gives no logits")
-    _trained_positions(config)
 
 
 def _trained_positions(config: Any) -> int:
@@ -225,7 +213,7 @@ def _trained_positions(config: Any) -> int:
 
 
 def _implementations(config: Any) -> dict[str, Any]:
-    """The attention implementations of a config and its parts, as `set_attn_implementation` takes."""
+    """A config's attention implementations, in the form `set_attn_implementation` takes."""
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     nested = {name: _implementations(part) for name, part in parts.items() if part is not None}
     return {"": config._attn_implementation, **nested}
@@ -240,9 +228,9 @@ def _set_implementation(model: PreTrainedModel) -> None:
         raise ProbeError("its attention does not go through transformers' attention interface")
 
 
-def _probe(model: PreTrainedModel, ids: Tensor, at: Tensor, reads: bool = False) -> Probe:
-    """One probing pass of tokens `ids` ``[T]`` at positions `at` ``[T]``."""
-    probe = Probe(reads)
+def _probe(model: PreTrainedModel, ids: Tensor, at: Tensor) -> dict[int, Seen]:
+    """What each layer is given in one probing pass of tokens `ids` ``[T]`` at positions ``[T]``."""
+    probe = Probe()
     try:
         with torch.no_grad(), _routing(probe):
             output = model(
@@ -262,84 +250,38 @@ def _probe(model: PreTrainedModel, ids: Tensor, at: Tensor, reads: bool = False)
         raise ProbeError(
             f"layers {sorted(missing)} do not call attention: they keep state elsewhere, or none"
         )
-    return probe
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout while measuring."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+    return probe.seen
 
 
 def _measure(model: PreTrainedModel) -> ModelInfo:
-    """Four short passes: un-rotated, rotated, reversed, and at the last of the trained positions."""
     config = model.config.get_text_config()
     weight = model.get_input_embeddings().weight
     device = torch.device("cpu") if weight.is_meta else weight.device  # offloaded by accelerate
-    at = torch.tensor(_POSITIONS, device=device)
-    ids = (torch.arange(len(at), device=device) * 7 + 3) % config.vocab_size
-    with _evaluating(model):
-        turned = _probe(model, ids, at).seen
-        flat = _probe(model, ids, torch.zeros_like(at), reads=True).seen
-        tables = [b for name, b in model.named_buffers() if name.endswith("inv_freq")]
-        specs = _specs(flat, turned, at, tables)
-        positions = _usable_positions(model, ids, flat, specs)
-        back = _probe(model, ids.flip(0), torch.zeros_like(at)).seen
-    for i in flat:
-        refuse_influence(flat[i], back[i])
+    specs, positions = measure(
+        lambda ids, at: _probe(model, ids, at),
+        lambda: _rotation_tables(model),
+        config.vocab_size,
+        _position_limits(config),
+        device,
+    )
     return ModelInfo(specs, positions)
 
 
-def _specs(
-    flat: dict[int, Seen], turned: dict[int, Seen], at: Tensor, tables: list[Tensor]
-) -> tuple[LayerSpec, ...]:
-    candidates: dict[torch.device, list[Rotary]] = {}
-    specs = []
-    for i, seen in sorted(flat.items()):
-        _, heads, _, dim = seen.q.shape
-        device = seen.k.device
-        if device not in candidates:
-            candidates[device] = rotaries(t.to(device) for t in tables if not t.is_meta)
-        specs.append(
-            LayerSpec(
-                index=i,
-                heads=heads,
-                kv_heads=seen.k.shape[1],
-                dim=dim,
-                rotary=fit(seen, turned[i], at, candidates[device]),
-                sliding=own_window(seen.mask),
-                scaling=seen.call.scaling,
-                dtype=seen.k.dtype,
-                device=device,
-            )
-        )
-    return tuple(specs)
+def _rotation_tables(model: PreTrainedModel) -> list[Tensor]:
+    return [
+        buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith("inv_freq") and not buffer.is_meta
+    ]
 
 
-def _usable_positions(
-    model: PreTrainedModel, ids: Tensor, flat: dict[int, Seen], specs: tuple[LayerSpec, ...]
-) -> int:
-    """How far the measured rotation holds: not beyond a change of table (longrope), nor to where
-    queries are scaled by their position (Ministral 3)."""
-    config = model.config.get_text_config()
+def _position_limits(config: Any) -> list[int]:
+    """Trained positions, and those trained on before the context was extended, largest first."""
     rope = getattr(config, "rope_parameters", None) or {}
     parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     first = [part.get("original_max_position_embeddings") for part in parts]
     trained = _trained_positions(config)
-    for positions in sorted({trained, *(int(p) for p in first if p)}, reverse=True):
-        at = torch.linspace(0, positions - 1, len(ids), device=ids.device).long()
-        far = _probe(model, ids, at).seen
-        if all(
-            misfit(flat[s.index], far[s.index], at, s.rotary) <= tolerance(flat[s.index].q)
-            for s in specs
-        ):
-            return min(positions, trained)
-    raise ProbeError("what it does with distant positions is not a known rotation (RoPE)")
+    return sorted({trained, *(int(p) for p in first if p and p < trained)}, reverse=True)
 
 
 def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:

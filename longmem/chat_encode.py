@@ -86,12 +86,16 @@ class TurnEncoder:
         guarded = {self._ids[token] for token in self._guarded}
         return [index for index in self._encode(text) if index in guarded]
 
-    def stable(self, closing: str, rest: str, text_follows: bool) -> bool:
-        """Whether encoding `rest` behind `closing` gives the tokens of both in one string."""
-        for text in (ANCHOR, ANCHOR + " ", ANCHOR + "\n"):
+    def stable(self, closing: str, rest: str, before: Sequence[str], behind: Sequence[str]) -> bool:
+        """Whether encoding `rest` behind `closing` gives the tokens of both in one string.
+
+        Args:
+            before, behind: texts to try it between.
+        """
+        for text in before:
             head = self._encode(text + closing)
-            for word in ("x", " x", "\nx") if text_follows else ("",):
-                if self._encode(text + closing + rest + word)[: len(head)] != head:
+            for next_text in behind:
+                if self._encode(text + closing + rest + next_text)[: len(head)] != head:
                     return False
         return True
 

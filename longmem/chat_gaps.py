@@ -30,6 +30,9 @@ NEEDED = {
 }
 """Conversations a template must render for each role to be used at all, as `messages_of` codes."""
 OPTIONAL = ("UUAU", "UAAU", "UASU", "USU", "AU", "SAU", "UATTAU", "UATU")
+UNFINISHED = ("UAT",)
+"""Behind a tool's result some templates still write the calling turn as they write a last reply,
+reasoning and all: of these conversations only the last turn counts."""
 LAST_TURN = ("UA", "UAUA", "S", "SUA", *NEEDED["user"], "UAT")
 
 REWRITES: dict[str, Callable[[str], str]] = {
@@ -71,7 +74,7 @@ class Gaps:
     failures: dict[str, str] = field(default_factory=dict)
 
     def add(self, code: str, found: Sequence[tuple[Pair, str]]) -> None:
-        """Take over one conversation's gaps, all or none of them."""
+        """Take over a conversation's gaps, or its last ones; all that are given or none."""
         for pair, gap in found:
             known = self.between.get(pair, gap)
             if known != gap:
@@ -79,7 +82,8 @@ class Gaps:
                     f"it writes {gap!r} between {pair[0]} and {pair[1]} in the conversation "
                     f"{code}, but {known!r} elsewhere"
                 )
-        for index, (pair, gap) in enumerate(found):
+        first = len(code) + 1 - len(found)
+        for index, (pair, gap) in enumerate(found, first):
             self.between[pair] = gap
             self.source.setdefault(pair, (code, index))
         self.rendered.append(code)
@@ -90,8 +94,15 @@ class Gaps:
             del self.between[pair]
 
     def after(self, role: str) -> dict[str, str]:
-        """Text behind a turn of `role`, by what comes next."""
-        return {pair[1]: gap for pair, gap in self.between.items() if pair[0] == role}
+        """Text behind a turn of `role`, by what comes next, in orders that every chat has.
+
+        Tool results count in a row, too: some templates put them into one block.
+        """
+        codes = [*(code for group in NEEDED.values() for code in group), "UATTAU"]
+        main = {pair for code in codes for pair in pairs_of(code)}
+        return {
+            pair[1]: gap for pair, gap in self.between.items() if pair[0] == role and pair in main
+        }
 
 
 def messages_of(code: str, texts: Sequence[str]) -> list[Message]:
@@ -116,7 +127,7 @@ def collect_gaps(render: Render) -> Gaps:
             found = _gaps_of(render, code, reply=True)
             if _gaps_of(render, code, reply=False)[:-1] != found[:-1]:
                 raise RefusedError("it writes earlier turns differently when asked for a reply")
-            gaps.add(code, found)
+            gaps.add(code, found[-2:] if code in UNFINISHED else found)
         except (RefusedError, *TEMPLATE_ERRORS) as error:
             gaps.failures[code] = str(error) or type(error).__name__
     for role, end in _ends(render):

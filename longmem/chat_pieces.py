@@ -24,8 +24,12 @@ from longmem.chat_gaps import (
 )
 from longmem.errors import ChatFormatError
 
-Stable = Callable[[str, str, bool], bool]
-"""(closing, rest, text follows) -> whether tokens never straddle the cut between the first two."""
+Stable = Callable[[str, str, Sequence[str], Sequence[str]], bool]
+"""(closing, rest, texts before, texts behind) -> whether no token ever straddles the cut between
+closing and rest."""
+Edges = tuple[Sequence[str], Sequence[str]]
+"""Short texts that (begin, end) like those of a role."""
+ALONE: Edges = (("",), ("",))
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def derive_pieces(
     rewrites = _rewrites(render, gaps, refused)
     pattern = any_of(controls)
     roles = [role for role in NEEDED if role not in refused]
-    closings = {role: _closing(role, gaps, pattern, eos_token, stable) for role in roles}
+    edges = {role: _edges(role, rewrites) for role in roles}
+    closings = {role: _closing(role, gaps, pattern, eos_token, stable, edges) for role in roles}
     openings, headers = _split_gaps(gaps, closings, rewrites)
     _let_speakers_repeat(openings, closings)
     taken = [
@@ -109,7 +114,7 @@ def derive_pieces(
     ]
     pieces = Pieces(openings, closings, headers, refused, tuple(taken))
     for role in [role for role, header in headers.items() if not header]:
-        _lengthen_header(pieces, role, pattern, stable)
+        _lengthen_header(pieces, role, pattern, stable, edges[role][1])
     return pieces
 
 
@@ -150,19 +155,37 @@ def _rewrites(render: Render, gaps: Gaps, refused: dict[str, str]) -> dict[Pair,
     return rewrites
 
 
+def _edges(role: str, rewrites: dict[Pair, str]) -> Edges:
+    """Texts that show how a turn of `role` may begin and end once the template has stripped it."""
+    used = {name for pair, name in rewrites.items() if pair[1] == role}
+    starts = ("x",) if used <= {"strip", "strip left"} else ("x", " x", "\nx")
+    ends = ("x",) if used <= {"strip", "strip right"} else ("x", "x ", "x\n")
+    return starts, ends
+
+
 def _closing(
-    role: str, gaps: Gaps, controls: re.Pattern[str], eos_token: str | None, stable: Stable
+    role: str,
+    gaps: Gaps,
+    controls: re.Pattern[str],
+    eos_token: str | None,
+    stable: Stable,
+    edges: dict[str, Edges],
 ) -> str:
     """What follows a turn whoever speaks next, cut where no token straddles the cut."""
     after = gaps.after(role)
     head = _common_head([*after.values(), *gaps.ends.get(role, ())], controls)
+    if role != "assistant":
+        head += _common_space([gap[len(head) :] for gap in after.values()])
     following = after.get("user", "")
     if role == "assistant" and eos_token and eos_token in following and eos_token not in head:
         return following[: following.index(eos_token) + len(eos_token)]
     floor = max((match.end() for match in controls.finditer(head)), default=0)
     for length in range(len(head), floor, -1):
-        cuts = ((gap[:length], gap[length:], to != REPLY) for to, gap in after.items())
-        if all(stable(*cut) for cut in cuts):
+        cuts = (
+            stable(gap[:length], gap[length:], edges[role][1], edges.get(to, ALONE)[0])
+            for to, gap in after.items()
+        )
+        if all(cuts):
             return head[:length]
     return head[:floor]
 
@@ -172,6 +195,12 @@ def _common_head(texts: Sequence[str], controls: re.Pattern[str]) -> str:
     # ruff takes this for paths; it is characters that are compared
     length = len(os.path.commonprefix(list(texts)))  # noqa: RUF071
     return texts[0][: min(_outside(text, length, controls) for text in texts)]
+
+
+def _common_space(texts: Sequence[str]) -> str:
+    """White space all texts begin with: safer in a closing, where it may join with the text."""
+    head = os.path.commonprefix(list(texts))  # noqa: RUF071 - as above
+    return head[: len(head) - len(head.lstrip())]
 
 
 def _outside(text: str, length: int, controls: re.Pattern[str]) -> int:
@@ -185,7 +214,10 @@ def _split_gaps(
 ) -> tuple[dict[Pair, Opening], dict[str, str]]:
     openings, headers = {}, {}
     for (previous, role), gap in gaps.between.items():
-        rest = gap[len(closings[previous]) :] if previous else gap
+        closing = closings[previous] if previous else ""
+        if not gap.startswith(closing):
+            continue  # an unusual order, which this template writes in an unusual way
+        rest = gap[len(closing) :]
         if role == REPLY:
             headers[str(previous)] = rest
         else:
@@ -200,7 +232,9 @@ def _let_speakers_repeat(openings: dict[Pair, Opening], closings: dict[str, str]
         openings.setdefault((previous, "assistant"), openings["user", "assistant"])
 
 
-def _lengthen_header(pieces: Pieces, role: str, controls: re.Pattern[str], stable: Stable) -> None:
+def _lengthen_header(
+    pieces: Pieces, role: str, controls: re.Pattern[str], stable: Stable, ends: Sequence[str]
+) -> None:
     """Move the end of a closing into what comes next, so that asking for a reply reads something.
 
     Templates in the style of ``[INST] text [/INST]`` have no header. The first token of a reply is
@@ -208,10 +242,10 @@ def _lengthen_header(pieces: Pieces, role: str, controls: re.Pattern[str], stabl
     """
     closing = pieces.closings[role]
     length = _outside(closing, len(closing) - 1, controls)
-    while length > 0 and not stable(closing[:length], closing[length:], False):
+    while length > 0 and not stable(closing[:length], closing[length:], ends, ALONE[0]):
         length = _outside(closing, length - 1, controls)
     length = max(length, 0)
-    if not stable(closing[:length], closing[length:], False):
+    if not stable(closing[:length], closing[length:], ends, ALONE[0]):
         return  # it cannot be helped: a reader has to keep the logits of the turn before
     pieces.closings[role], moved = closing[:length], closing[length:]
     pieces.headers[role] = moved

@@ -33,13 +33,13 @@ class ChatTemplate:
         dated: it may write today's date, so what it renders first must be rendered anew each time.
 
     Raises:
-        ChatFormatError: the tokenizer has several templates and no default.
+        ChatFormatError: no tokenizer that renders chats, or several templates and no default.
     """
 
     def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any]) -> None:
         self._tokenizer, self.kwargs = tokenizer, dict(kwargs)
         self.plain = not getattr(tokenizer, "chat_template", None)
-        self.source = PLAIN_TEMPLATE if self.plain else _own_template(tokenizer)
+        self.source = _source(tokenizer, PLAIN_TEMPLATE if self.plain else None)
         if self.plain:
             self.kwargs.setdefault("bos_token", _own_bos(tokenizer))
         self.dated = "strftime_now" in self.source
@@ -61,13 +61,18 @@ class ChatTemplate:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
-def _own_template(tokenizer: Any) -> str:
+def _source(tokenizer: Any, template: str | None) -> str:
     try:
-        return str(tokenizer.get_chat_template())
+        return str(tokenizer.get_chat_template(template))
     except ValueError as error:
         raise ChatFormatError(
             "this tokenizer has several chat templates and none named 'default'; "
             f"set tokenizer.chat_template to one of them ({error})"
+        ) from error
+    except (AttributeError, NotImplementedError) as error:
+        raise ChatFormatError(
+            f"a {type(tokenizer).__name__} renders no chat templates; load the model's Hugging Face "
+            "tokenizer (for Mistral models: without mistral-common)"
         ) from error
 
 

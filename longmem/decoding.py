@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,22 @@ from longmem.text_stream import TextStream
 from longmem.types import FinishReason, Usage
 
 if TYPE_CHECKING:
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
     from longmem.engine import Engine
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """A user's own steering of one reply, as transformers' lists.
+
+    Args:
+        logits_processor: applied behind the repetition penalty, before temperature and filters.
+        stopping_criteria: asked after every token.
+    """
+
+    logits_processor: LogitsProcessorList | None = None
+    stopping_criteria: StoppingCriteriaList | None = None
 
 
 class Decoding:
@@ -29,9 +45,10 @@ class Decoding:
     Args:
         engine: the model.
         memory: the session's memory.
-        role, user: the turn to reply to, and its ids.
-        text: its text.
+        turn: role and text of the turn to reply to.
+        user: its ids and spans.
         sampling: how to decode.
+        extensions: the user's own processors and criteria.
         generator: source of randomness.
         recent: ids in the local window, for logits processors.
     """
@@ -40,20 +57,26 @@ class Decoding:
         self,
         engine: Engine,
         memory: SessionMemory,
-        role: str,
-        text: str,
+        turn: tuple[str, str],
         user: Segment,
         sampling: Sampling,
+        extensions: Extensions,
         generator: torch.Generator,
         recent: Sequence[int],
     ) -> None:
         self._engine, self._memory = engine, memory
-        self._role, self._user_text, self._user = role, text, user
+        (self._role, self._user_text), self._user = turn, user
         self._sampling, self._generator = sampling, generator
-        self._sampler = Sampler(sampling, engine.model.generation_config, eos_ids=engine.chat.eos_ids)
+        self._sampler = Sampler(
+            sampling,
+            engine.model.generation_config,
+            eos_ids=engine.chat.eos_ids,
+            logits_processor=extensions.logits_processor,
+            stopping_criteria=extensions.stopping_criteria,
+        )
         self._context = _Context([*recent, *user.ids], sampling.max_new_tokens, engine.device)
         self._from_memory = memory.n_tokens
-        self._header = engine.chat.reply_header_ids(role)
+        self._header = engine.chat.reply_header_ids(self._role)
         self._ids = list(self._header)
         self._spans: list[ReadSpan] = []
         self._sampled: list[int] = []
@@ -99,7 +122,7 @@ class Decoding:
     def drafts(self) -> list[Draft]:
         """The exchange's two turns, as memory holds them."""
         user = Draft(self._role, self._user_text, self._user.ids, self._user.spans)
-        extra = {"finish_reason": self.finish}
+        extra: dict[str, str] = {"finish_reason": self.finish}
         if self.text.reasoning:
             extra["reasoning"] = self.text.reasoning
         if not self._engine.chat.rewrites_reply(self.text.reasoning):
@@ -152,7 +175,11 @@ class Decoding:
         """Feed one token; at every `stride`-th step the blocks are looked up again."""
         refresh = (self._refreshes + self._recycled) % self._engine.config.stride == 0
         feed = Feed(
-            self._memory, [token], [ReadSpan(1, int(refresh))], [0] if starts_turn else [], trace=True
+            self._memory,
+            [token],
+            [ReadSpan(1, int(refresh))],
+            [0] if starts_turn else [],
+            trace=True,
         )
         (fed,) = self._engine.forward([feed])
         self._last = fed.logits[None]

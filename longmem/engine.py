@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -200,9 +198,7 @@ class Engine:
         Waits for its turn. If the pass fails, memories have to be rewound by the caller.
         """
         with self._turnstile:
-            readings = [
-                f.memory.prepare(f.spans, f.turn_starts, trace=f.trace) for f in feeds
-            ]
+            readings = [f.memory.prepare(f.spans, f.turn_starts, trace=f.trace) for f in feeds]
             ids = torch.tensor([[i for f in feeds for i in f.ids]], device=self.device)
             lengths = torch.tensor([len(f.ids) for f in feeds])
             last = (lengths.cumsum(0) - 1).to(self.device)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from longmem.decoding import Decoding
 from longmem.errors import SessionError
 from longmem.recall import recalled
 from longmem.types import Reply, Timings
 
 if TYPE_CHECKING:
+    from longmem.conversation import Conversation
+    from longmem.decoding import Extensions
     from longmem.sampling import Sampling
-    from longmem.session import Session
 
 
 class _Cancelled(Exception):
@@ -31,11 +31,16 @@ class ReplyStream:
     """
 
     def __init__(
-        self, session: Session, role: str, text: str, sampling: Sampling, commit: bool
+        self,
+        conversation: Conversation,
+        turn: tuple[str, str],
+        sampling: Sampling,
+        extensions: Extensions,
+        commit: bool,
     ) -> None:
-        self._session = session
-        self._role, self._text = role, text
-        self._sampling = sampling
+        self._conversation = conversation
+        self._turn = turn
+        self._sampling, self._extensions = sampling, extensions
         self._commit = commit
         self._lock = threading.RLock()
         self._stopping = threading.Event()
@@ -71,7 +76,7 @@ class ReplyStream:
         """
         if self._reply is None:
             state = "was cancelled" if self._done else "is not through; iterate it to its end"
-            raise SessionError(f"session {self._session.id!r}: this reply {state}")
+            raise SessionError(f"session {self._conversation.id!r}: this reply {state}")
         return self._reply
 
     def stop(self) -> Reply:
@@ -108,15 +113,16 @@ class ReplyStream:
         if self._cancelling.is_set():
             raise _Cancelled
 
-    def _exchange(self) -> Iterator[str]:
+    def _exchange(self) -> Generator[str, None, None]:
         """Run the exchange inside the session's transaction."""
-        with self._session.transaction() as transaction:
+        with self._conversation.transaction() as transaction:
             started = time.perf_counter()
-            decoding = transaction.decoding(self._role, self._text, self._sampling)
+            decoding = transaction.decoding(*self._turn, self._sampling, self._extensions)
             yield from decoding.run(self._stopping.is_set, self._check_cancelled)
             decoded = time.perf_counter()
             drafts = decoding.drafts()
-            looked_up = recalled(decoding.choices, transaction.memory, transaction.history)
+            history = self._conversation.ledger.history
+            looked_up = recalled(decoding.choices, transaction.memory, history)
             turns = transaction.commit(drafts) if self._commit else []
             first = decoding.first_token_at
             self._reply = Reply(

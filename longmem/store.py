@@ -60,7 +60,8 @@ class Commit:
         start, stop: absolute token positions, ``start`` inclusive.
         kv: per layer ``[T, 2, H_kv, D]``: un-rotated keys and values of the new tokens.
         blocks: append-only tensors (block table, representatives); on load, the tensors of all
-            commits are concatenated along dim 0, name by name.
+            commits are concatenated along dim 0, name by name: one dtype and one trailing shape
+            per name.
         state: tensors that replace those of the previous commit (score sums, RNG, offsets).
     """
 
@@ -132,7 +133,10 @@ class SessionHandle(Protocol):
 
         Raises:
             StaleWriterError: head or lease epoch is no longer this handle's; nothing was written.
+            InputError: it does not continue the session (positions, turn numbers, K/V shapes or
+                dtype), or holds what cannot be stored; nothing was written.
             StoreReadOnlyError: the store is open read-only.
+            StoreError: the disk refuses; nothing was stored and the commit can be repeated.
         """
 
     def snapshot(self) -> Snapshot | None:
@@ -151,10 +155,19 @@ class SessionHandle(Protocol):
         """
 
     def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
-        """Turns ``start <= index < stop``, in order."""
+        """Turns ``start <= index < stop``, in order; indices beyond the last turn are ignored.
+
+        Raises:
+            CorruptDataError: a turn's record is missing or altered.
+        """
 
     def turns_at(self, positions: Sequence[int]) -> list[TurnRecord]:
-        """For each token position the turn that holds it."""
+        """For each token position the turn that holds it.
+
+        Raises:
+            CorruptDataError: as `turns`.
+            IndexError: a position that was never committed.
+        """
 
     def close(self) -> None:
         """Release the claim. Closing twice is fine."""
@@ -165,7 +178,12 @@ class Records(Protocol):
     """Namespaced JSON documents for adapters, durable on return, in the same database."""
 
     def put(self, namespace: str, key: str, value: Any, *, session: str | None = None) -> None:
-        """Store or replace; with `session`, the record is deleted together with that session."""
+        """Store or replace; with `session`, the record is deleted together with that session.
+
+        Raises:
+            SessionNotFoundError: there is no session of that id, so that the record would never go.
+            InputError: `value` is not JSON-able.
+        """
 
     def get(self, namespace: str, key: str) -> Any | None:
         """The value, or None."""
@@ -206,13 +224,18 @@ class Store(Protocol):
     def stage(self, handle: SessionHandle, info: SessionInfo) -> SessionHandle:
         """A hidden, empty stand-in for a claimed session, to be rebuilt under a new `info`.
 
-        It is invisible to `sessions` and dropped on the next opening of the store unless `publish`ed.
+        It keeps the session's id and is invisible to `sessions`. Unless `publish`ed it is dropped
+        when it is closed, at the latest on the next opening of the store.
         """
 
     def publish(self, handle: SessionHandle, staged: SessionHandle) -> None:
         """In one transaction let `handle`'s session hold what `staged` holds; closes `staged`.
 
-        `handle` stays valid, with the new info, head and files; its old files are unlinked.
+        `handle` stays valid, with the new info, head and files; its old files are unlinked, the
+        session's records stay.
+
+        Raises:
+            InputError: `staged` does not come from `stage` for the same session.
         """
 
     def delete(self, session_id: str) -> None:

@@ -56,7 +56,7 @@ class IncrementalDecoder:
         return self._show(len(self._ids), self._decode(self._ids))
 
     def _show(self, count: int, text: str) -> str:
-        """Give out the first `count` tokens of the window, `text`; slide it to the newest of them."""
+        """Give out `text`, the window's first `count` tokens; slide it to the newest of them."""
         piece = text[len(self._head) :]
         self._ids, self._shown = self._ids[self._shown :], count - self._shown
         self._head = self._decode(self._ids[: self._shown])

@@ -11,6 +11,7 @@ from longmem.errors import (
     SessionClosedError,
     SessionInUseError,
     SessionNotFoundError,
+    StaleWriterError,
     StoreError,
 )
 from longmem.store import Commit, SessionHandle
@@ -192,6 +193,21 @@ def a_staged_session_that_is_closed_is_dropped(make_store: MakeStore) -> None:
         with raises(SessionClosedError):
             store.publish(handle, staged)
         assert_holds(handle, commits)
+        assert store.verify() == []
+
+
+@case
+def a_staged_session_goes_with_the_session_it_stands_in_for(make_store: MakeStore) -> None:
+    with make_store() as store:
+        handle = store.create(sample_info())
+        staged = store.stage(handle, sample_info())
+        fill(staged, 1)
+        handle.close()
+        store.delete("alice")
+        with raises(StaleWriterError):
+            fill(staged, 1)
+        staged.close()
+        assert store.sessions() == []
         assert store.verify() == []
 
 

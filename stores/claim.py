@@ -6,6 +6,7 @@ import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from longmem.errors import CorruptDataError, StaleWriterError
 from longmem.store import Commit, SessionInfo
@@ -47,6 +48,11 @@ class Claim:
     info: SessionInfo
     files: Files
 
+    @cached_property
+    def layout(self) -> str:
+        """Hash of the session's K/V layout."""
+        return layout_id(self.info)
+
 
 def load_files(rows: sqlite3.Connection, key: int, store: str) -> Files:
     """The files of a session, in commit order."""
@@ -60,7 +66,7 @@ def load_files(rows: sqlite3.Connection, key: int, store: str) -> Files:
     return files
 
 
-def check_belongs(info: SessionInfo, file: FileRow) -> None:
+def check_belongs(file: FileRow, session: str, layout: str) -> None:
     """A file must have been written for the session that refers to it.
 
     Checked when the file is used and not when the session is opened: the recorded tokens of a
@@ -70,9 +76,9 @@ def check_belongs(info: SessionInfo, file: FileRow) -> None:
         CorruptDataError: it holds another session's rows, or rows of another layout.
     """
     identity = file.identity
-    if (identity.session, identity.layout) != (info.id, layout_id(info)):
+    if (identity.session, identity.layout) != (session, layout):
         raise CorruptDataError(
-            f"session {info.id!r}: file {file.name} was written for session {identity.session!r}"
+            f"session {session!r}: file {file.name} was written for session {identity.session!r}"
             f" with layout {identity.layout}; restore a backup, or rebuild the session from its"
             " recorded tokens (rebuild=True)"
         )

@@ -84,12 +84,18 @@ class Database:
 
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    if not read_only:
+    if read_only:
+        # On read-only media SQLite cannot create the -shm file it reads a WAL database with.
+        # Without a -wal there is no writer either, and the file may be read as it is.
+        still = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
+        mode = "mode=ro&immutable=1" if still else "mode=ro"
+    else:
         # SQLite would create it with the umask's mode; -wal and -shm take the database's.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         path.chmod(0o600)
+        mode = "mode=rw"
     return sqlite3.connect(
-        f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}",
+        f"{path.as_uri()}?{mode}",
         uri=True,
         timeout=_BUSY_SECONDS,
         isolation_level=None,

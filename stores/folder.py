@@ -99,12 +99,22 @@ class Folder:
         return TurnFile(self.files / row.name, row)
 
     def unlink(self, names: Iterable[str]) -> None:
-        """Remove files durably; one that is gone already is fine."""
-        for name in names:
-            with self._lock:
-                self._open.pop(name, None)
-            (self.files / name).unlink(missing_ok=True)
-        fsync_dir(self.files)
+        """Remove files durably; one that is gone already is fine.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        try:
+            for name in names:
+                with self._lock:
+                    self._open.pop(name, None)
+                (self.files / name).unlink(missing_ok=True)
+            fsync_dir(self.files)
+        except OSError as error:
+            raise StoreError(
+                f"cannot remove files that no session needs from {self.files} ({error}); they go"
+                " when the store is next opened for writing"
+            ) from error
 
     def abandon(self, name: str) -> None:
         """Note a file whose transaction failed; `sweep` removes it.
@@ -159,12 +169,18 @@ class Folder:
             self._open.clear()
 
     def _create(self) -> None:
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self.root, self.files, self.tmp):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            folder.chmod(0o700)
-        fsync_dir(self.root)
-        fsync_dir(self.root.parent)
+        try:
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.root, self.files, self.tmp):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                folder.chmod(0o700)
+            fsync_dir(self.root)
+            fsync_dir(self.root.parent)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write to {self.root} ({error}); choose another path, or open the store"
+                " with read_only=True"
+            ) from error
 
 
 def fsync_dir(path: Path) -> None:

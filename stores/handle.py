@@ -16,7 +16,7 @@ from longmem.stores.checks import check_commit, check_positions, check_rows
 from longmem.stores.claim import Claim, advance_session, check_belongs, insert_commit, insert_turns
 from longmem.stores.database import Database
 from longmem.stores.folder import Folder
-from longmem.stores.rows import layout_id, turn_of, turn_values
+from longmem.stores.rows import turn_of, turn_values
 from longmem.stores.turn_file import FileRow, Identity, TurnFile
 
 
@@ -74,7 +74,7 @@ class SQLiteHandle:
                 )
             check_commit(claim.info, commit)
             turns = [turn_values(turn) for turn in commit.turns]
-            file = self._folder.write(_tensors(commit), self._identity(claim.info, commit))
+            file = self._folder.write(_tensors(commit), self._identity(claim, commit))
             after = _advanced(claim.info, commit, file)
             try:
                 with self.database.transaction() as rows:
@@ -171,11 +171,11 @@ class SQLiteHandle:
         with self.lock:
             self._claim = claim
 
-    def _identity(self, info: SessionInfo, commit: Commit) -> Identity:
-        return Identity(self._store, info.id, layout_id(info), commit.start, commit.stop)
+    def _identity(self, claim: Claim, commit: Commit) -> Identity:
+        return Identity(self._store, self._id, claim.layout, commit.start, commit.stop)
 
     def _opened(self, row: FileRow, how: Callable[[FileRow], TurnFile]) -> TurnFile:
-        check_belongs(self.claim.info, row)
+        check_belongs(row, self._id, self.claim.layout)
         try:
             return how(row)
         except CorruptDataError as error:

@@ -118,6 +118,7 @@ class InMemoryStore:
             self._usable(session_id)
             self.find(session_id)
             del self._sessions[session_id]
+            self._staged = [held for held in self._staged if held.info.id != session_id]
             self._records.drop_session(session_id)
 
     def verify(self, session_id: str | None = None) -> list[Problem]:

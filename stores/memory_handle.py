@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,19 @@ class Held:
     info: SessionInfo
     commits: list[Commit] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
+
+    def rows(self, layer: int, start: int, stop: int) -> Iterator[Tensor]:
+        """The pieces of a layer's K/V rows ``start .. stop``, found by bisection."""
+        at = bisect_right(self.commits, start, key=lambda commit: commit.start) - 1
+        while start < stop:
+            commit = self.commits[at]
+            end = min(stop, commit.stop)
+            yield commit.kv[layer][start - commit.start : end - commit.start]
+            start, at = max(start, end), at + 1
+
+    def turn_at(self, position: int) -> TurnRecord:
+        """The turn that holds a token position."""
+        return self.turns[bisect_right(self.turns, position, key=lambda turn: turn.start) - 1]
 
 
 class InMemoryHandle:
@@ -82,15 +96,11 @@ class InMemoryHandle:
     def read_kv(self, layer: int, start: int, stop: int) -> Tensor:
         """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer."""
         with self._store.guard:
-            info, commits = self.held.info, list(self.held.commits)
-        check_rows(info, layer, start, stop)
-        heads, dim = info.layout[layer]
-        rows = [
-            commit.kv[layer][max(start - commit.start, 0) : stop - commit.start]
-            for commit in commits
-            if commit.start < stop and commit.stop > start
-        ]
-        return torch.cat([torch.empty(0, 2, heads, dim, dtype=getattr(torch, info.dtype)), *rows])
+            held = self.held
+            check_rows(held.info, layer, start, stop)
+            heads, dim = held.info.layout[layer]
+            nothing = torch.empty(0, 2, heads, dim, dtype=getattr(torch, held.info.dtype))
+            return torch.cat([nothing, *held.rows(layer, start, stop)])
 
     def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
         """Turns ``start <= index < stop``, in order."""
@@ -102,10 +112,7 @@ class InMemoryHandle:
         """For each token position the turn that holds it."""
         session = self.held
         check_positions(session.info, positions)
-        return [
-            next(turn for turn in session.turns if turn.start <= position < turn.stop)
-            for position in positions
-        ]
+        return [session.turn_at(position) for position in positions]
 
     def close(self) -> None:
         """Release the claim. Closing twice is fine."""

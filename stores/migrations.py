@@ -89,6 +89,7 @@ _FIRST_SCHEMA = (
         lease_epoch INTEGER NOT NULL DEFAULT 0
     )""",
     "CREATE UNIQUE INDEX sessions_id ON sessions(id) WHERE staged_for IS NULL",
+    "CREATE INDEX sessions_staged ON sessions(staged_for) WHERE staged_for IS NOT NULL",
     "CREATE INDEX sessions_owner ON sessions(owner, updated_at)",
     """
     CREATE TABLE files (

@@ -124,7 +124,7 @@ def file_of(row: sqlite3.Row, store: str) -> FileRow:
     return FileRow(row["name"], identity, row["bytes"], row["checksums"])
 
 
-def turn_values(turn: TurnRecord) -> dict[str, Any]:
+def turn_values(turn: TurnRecord) -> dict[str, str | bytes | float]:
     """Column values of a turn, its checksum among them.
 
     Raises:
@@ -134,7 +134,7 @@ def turn_values(turn: TurnRecord) -> dict[str, Any]:
         ids = array("i", turn.ids)
     except (OverflowError, TypeError) as error:
         raise InputError(f"turn {turn.index}: token ids must be int32 ({error})") from None
-    values = {
+    values: dict[str, str | bytes | float] = {
         "idx": turn.index,
         "role": turn.role,
         "text": turn.text,

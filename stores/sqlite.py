@@ -109,12 +109,12 @@ class SQLiteStore:
 
     def sessions(self, owner: str | None = None) -> list[SessionInfo]:
         """All sessions (of one owner), the most recently used first."""
+        of_owner = "" if owner is None else "AND owner = :owner"
         with self._database.transaction() as rows:
             found = rows.execute(
-                f"""SELECT {SESSION_COLUMNS} FROM sessions s
-                    WHERE staged_for IS NULL AND (:owner IS NULL OR owner = :owner)
+                f"""SELECT {SESSION_COLUMNS} FROM sessions s WHERE staged_for IS NULL {of_owner}
                     ORDER BY updated_at DESC, key DESC""",
-                {"owner": owner},
+                {} if owner is None else {"owner": owner},
             ).fetchall()
         return [session_of(row) for row in found]
 
@@ -162,9 +162,9 @@ class SQLiteStore:
         with self._guard:
             self._unclaimed(session_id)
             with self._database.transaction() as rows:
-                self._found(rows, session_id)
-                keys = rows.execute("SELECT key FROM sessions WHERE id = ?", (session_id,))
-                for row in keys.fetchall():  # a stand-in that was never published goes with it
+                remove_session(rows, self._found(rows, session_id)["key"])
+                staged = "SELECT key FROM sessions WHERE staged_for = ?"  # it goes as well
+                for row in rows.execute(staged, (session_id,)).fetchall():
                     remove_session(rows, row["key"])
                 rows.execute("DELETE FROM records WHERE session = ?", (session_id,))
             self._erase()

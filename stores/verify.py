@@ -12,7 +12,7 @@ from longmem.stores.claim import check_belongs
 from longmem.stores.database import Database
 from longmem.stores.folder import Folder
 from longmem.stores.records import record_value
-from longmem.stores.rows import SESSION_COLUMNS, file_of, session_of, turn_of
+from longmem.stores.rows import SESSION_COLUMNS, file_of, layout_id, session_of, turn_of
 from longmem.stores.turn_file import FileRow
 
 
@@ -103,7 +103,7 @@ def _files(rows: sqlite3.Connection, key: int, store: str) -> list[FileRow]:
 
 def _check_owner(info: SessionInfo, file: FileRow) -> Iterator[Problem]:
     try:
-        check_belongs(info, file)
+        check_belongs(file, info.id, layout_id(info))
     except CorruptDataError as error:
         yield Problem(info.id, file.name, str(error))
 

@@ -64,9 +64,7 @@ HELD: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral": ("ministral", _SLIDING),
     "ministral3": (
         "ministral3",
-        _rope(
-            "yarn", factor=4.0, original_max_position_embeddings=128, llama_4_scaling_beta=0.1
-        ),
+        _rope("yarn", factor=4.0, original_max_position_embeddings=128, llama_4_scaling_beta=0.1),
     ),
     "phi": ("phi", {"partial_rotary_factor": 0.5}),
     "phi3": ("phi3", {"sliding_window": 24}),
@@ -109,7 +107,13 @@ HELD: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("glm4", {}),
     "glm4_moe": (
         "glm4_moe",
-        {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "use_qk_norm": True, "first_k_dense_replace": 1},
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "use_qk_norm": True,
+            "first_k_dense_replace": 1,
+        },
     ),
     "cohere": ("cohere", {"use_qk_norm": True, "logit_scale": 1.0}),
     "cohere2": ("cohere2", {**_SLIDING, "logit_scale": 1.0}),
@@ -122,10 +126,28 @@ HELD: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("arcee", {}),
     "hunyuan": ("hunyuan_v1_dense", {}),
     "ernie4_5": ("ernie4_5", {}),
-    "ernie4_5_moe": ("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_start_index": 1, "moe_num_shared_experts": 1}),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        {
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 24,
+            "moe_layer_start_index": 1,
+            "moe_num_shared_experts": 1,
+        },
+    ),
     "dots1": (
         "dots1",
-        {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1, **_SLIDING},
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            **_SLIDING,
+        },
     ),
     "bitnet": ("bitnet", {}),
     "persimmon": ("persimmon", {}),
@@ -180,5 +202,9 @@ def shake(model: PreTrainedModel) -> None:
             if weight.dim() < 2:
                 weight.add_(0.3 * noise)
             else:
-                gain = 2.0 if any(part in name for part in ("q_proj", "k_proj", "qkv", "query_key_value")) else 1.0
+                gain = (
+                    2.0
+                    if any(part in name for part in ("q_proj", "k_proj", "qkv", "query_key_value"))
+                    else 1.0
+                )
                 weight.copy_(gain * noise / weight.shape[-1] ** 0.5)

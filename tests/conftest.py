@@ -8,7 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+from longmem import Engine, MemoryConfig
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+SMALL = MemoryConfig(
+    n_init=4,
+    n_local=64,
+    block_size=16,
+    block_boundaries="turn",
+    topk=4,
+    repr_topk=4,
+    lookup_span=32,
+    stride=4,
+)
+"""A memory so small that a short chat reaches every part of it."""
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +32,18 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("set LONGMEM_TEST_DATA to the folder of real weights and text to run this")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The bundled model under `SMALL`."""
+    return Engine.nano(SMALL)
+
+
+def chatter(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """n user and n assistant turns about nothing."""
+    return [
+        (role, f"{role} {seed + i} says that {i * 7 % 13} things and {i % 5} others are fine.")
+        for i in range(n)
+        for role in ("user", "assistant")
+    ]

@@ -50,6 +50,7 @@ SPECIAL = {  # the first is BOS unless the template has none, the last is EOS
     "vicuna": "<s> </s>",
     "phi3": "<s> <|system|> <|user|> <|assistant|> <|end|> <|endoftext|>",
     "gemma": "<bos> <start_of_turn> <end_of_turn> <eos>",
+    "gemma3": "<bos> <start_of_turn> <end_of_turn> <eos>",
     "deepseek-r1": "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>",
     "glm4": "[gMASK] <sop> <|system|> <|user|> <|assistant|> <|observation|> <|endoftext|>",
 }
@@ -231,6 +232,19 @@ def test_a_role_out_of_place_is_refused() -> None:
         chat_format("qwen3").reply_header_ids("assistant")
 
 
+def test_a_system_text_that_merges_with_the_user_s_turn_is_rendered_before_it() -> None:
+    for name, before in (
+        ("llama2", "<s>[INST] <<SYS>>\n"),
+        ("gemma3", "<bos><start_of_turn>user\n"),
+    ):
+        chat, tok = chat_format(name), tokenizer(name)
+        system = chat.turn_ids("system", " Be kind.\n", previous=None)
+        assert tok.decode(system).startswith(before + " Be kind.\n")
+        talk = [("system", " Be kind.\n"), *TALK]
+        ids = one_by_one(chat, talk) + chat.reply_header_ids()
+        assert ids == template_ids(name, "qwen", talk, reply=True)
+
+
 def test_speakers_may_repeat_where_the_template_insists_on_turns() -> None:
     chat, tok = chat_format("mistral-v0.3"), tokenizer("mistral-v0.3")
     ids = one_by_one(chat, [("user", "a"), ("user", "b")]) + chat.reply_header_ids()
@@ -263,6 +277,40 @@ def broken(template: str) -> Any:
     built = bare_tokenizer("qwen")
     built.chat_template = template
     return built
+
+
+SIMPLE = (
+    "{% for m in messages %}{% set last = loop.last %}{% set i = loop.index0 %}"
+    "<s>{{ m.role }}\n{{ m.content }}%s{% endfor %}{% if add_generation_prompt %}"
+    "<s>assistant\n{% endif %}"
+)
+
+
+def test_an_end_token_the_template_leaves_out_at_the_very_end_closes_the_reply() -> None:
+    tok = broken(SIMPLE % "{% if not last or m.role != 'assistant' %}</s>{% endif %}")
+    chat = ChatFormat.from_tokenizer(tok)
+    assert chat.eos_ids == {tok.eos_token_id}
+    assert chat.close_ids(tok.eos_token_id) == [] and chat.close_ids(65) == [tok.eos_token_id]
+
+
+def test_a_calling_turn_written_with_its_reasoning_until_the_user_speaks_is_no_obstacle() -> None:
+    open_call = "messages[i + 1].role == 'tool' and messages | length == i + 2"
+    think = "{% if m.role == 'assistant' and not last and " + open_call + " %}(thought){% endif %}"
+    chat = ChatFormat.from_tokenizer(broken(SIMPLE % (think + "</s>\n")))
+    assert "tool" in chat.roles
+
+
+def test_an_order_that_the_template_writes_in_a_way_of_its_own_is_refused_alone() -> None:
+    again = "{% if not last and messages[i + 1].role == m.role %}</s>{% else %}</s>\n{% endif %}"
+    chat = ChatFormat.from_tokenizer(broken(SIMPLE % again))
+    assert chat.turn_ids("user", "x", previous="assistant")
+    with pytest.raises(ChatFormatError, match="no user turn right after 'user'"):
+        chat.turn_ids("user", "x", previous="user")
+
+
+def test_an_object_that_renders_no_templates_is_refused() -> None:
+    with pytest.raises(ChatFormatError, match="a Tokenizer renders no chat templates"):
+        ChatFormat.from_tokenizer(Tokenizer.from_str(backend("qwen")))
 
 
 @pytest.mark.parametrize(

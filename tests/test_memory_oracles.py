@@ -175,8 +175,7 @@ def test_a_pass_that_fails_half_way_leaves_no_trace_after_a_rewind(routed, monke
     b = read(model, straight, tokens(20), [ReadSpan(20, 20)])
     assert torch.equal(a, b)
     assert all(
-        torch.equal(x, y)
-        for x, y in zip(memory.export().kv, straight.export().kv, strict=True)
+        torch.equal(x, y) for x, y in zip(memory.export().kv, straight.export().kv, strict=True)
     )
 
 
@@ -255,7 +254,10 @@ def test_representatives_are_the_keys_that_got_most_attention_in_the_window(rout
         assert counts.tolist() == [2] * len(keys)
         for block, expected in enumerate(keys):
             for head in range(layer.spec.kv_heads):
-                a = {tuple(row) for row in (got[2 * block : 2 * block + 2, head] * 100).round().int().tolist()}
+                a = {
+                    tuple(row)
+                    for row in (got[2 * block : 2 * block + 2, head] * 100).round().int().tolist()
+                }
                 b = {tuple(row) for row in (expected[head] * 100).round().int().tolist()}
                 assert a == b
 

@@ -141,7 +141,8 @@ def test_a_flipped_bit_in_a_tensor_is_found_when_that_tensor_is_read(name: str, 
 
 def flip_in_tensor(file: Path, name: str, row: int = 0) -> None:
     data = bytearray(file.read_bytes())
-    entry = entries_of(data[: 8 + int.from_bytes(data[:8], "little")], CHUNK_ROWS)[name]
+    header = bytes(data[: 8 + int.from_bytes(data[:8], "little")])
+    entry = entries_of(header, CHUNK_ROWS)[name]
     data[entry.offset + row * (entry.nbytes // entry.shape[0])] ^= 16
     file.write_bytes(data)
 

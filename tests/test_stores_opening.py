@@ -210,6 +210,12 @@ def test_what_is_no_store_is_refused_and_left_alone(read_only: bool, tmp_path: P
     assert [entry.name for entry in foreign.iterdir()] == ["thesis.tex"]
 
 
+def test_a_path_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="choose another path"):
+        SQLiteStore(tmp_path / "file" / "store")
+
+
 def test_reading_a_store_that_is_not_there_creates_nothing(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(StoreFormatError, match="no longmem store"):
@@ -242,6 +248,26 @@ def test_folders_are_0700_and_files_0600_whatever_the_umask(tmp_path: Path) -> N
         entry: mode for entry, mode in found.items() if mode != (0o700 if entry.is_dir() else 0o600)
     }
     assert wrong == {}
+
+
+def test_modes_that_were_opened_up_are_closed_again(path: Path) -> None:
+    for entry, mode in ((path, 0o755), (path / "files", 0o777), (path / "longmem.db", 0o644)):
+        entry.chmod(mode)
+    with SQLiteStore(path):
+        assert stat.S_IMODE((path / "longmem.db-wal").stat().st_mode) == 0o600
+    assert stat.S_IMODE((path / "longmem.db").stat().st_mode) == 0o600
+    assert {stat.S_IMODE(entry.stat().st_mode) for entry in (path, path / "files")} == {0o700}
+
+
+def test_a_store_on_read_only_media_can_be_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder without write permission would not stop a test that runs as root."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with SQLiteStore(path, read_only=True) as store:
+        assert store.open("alice").info.head == 2
+        assert store.verify() == []
+    assert [entry.name for entry in path.glob("*-*")] == [], "no -wal and no -shm was created"
 
 
 def test_a_session_with_unicode_in_the_stores_path_works(tmp_path: Path) -> None:

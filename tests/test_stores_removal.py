@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from longmem.errors import StoreError
 from longmem.store import Commit
 from longmem.stores import SQLiteStore
 from longmem.stores import folder as folders
@@ -147,7 +149,7 @@ def test_a_deletion_cut_short_while_unlinking_is_finished_by_the_next_opening(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", unlink)
             patch.setattr(folders, "fsync_dir", fsync_dir)
-            with pytest.raises(OSError, match="I/O error"):
+            with pytest.raises(StoreError, match="I/O error"):
                 store.delete("alice")
         assert len(file_names(path)) == 4 - unlinked
         assert [info.id for info in store.sessions()] == ["bob"]
@@ -155,4 +157,21 @@ def test_a_deletion_cut_short_while_unlinking_is_finished_by_the_next_opening(
         assert len(file_names(path)) == 2
         assert [info.id for info in store.sessions()] == ["bob"]
         assert store.verify() == []
+        with store._database.transaction() as rows:
+            assert rows.execute("SELECT * FROM unlink_queue").fetchall() == []
     assert traces(path) == []
+
+
+def test_a_file_two_sessions_share_goes_with_the_last_of_them(path: Path) -> None:
+    with sqlite3.connect(path / "longmem.db") as connection:
+        connection.execute(
+            "INSERT INTO commits SELECT 2, 3, file, 24, 24, 4, 4, 0 FROM commits"
+            " WHERE session = 1 AND seq = 1"
+        )
+    connection.close()
+    with SQLiteStore(path) as store:
+        store.delete("alice")
+        assert len(file_names(path)) == 3
+        store.delete("bob")
+        assert file_names(path) == set()
+        assert store.verify() == []

@@ -103,6 +103,7 @@ def test_look_ups_use_an_index(tmp_path: Path) -> None:
         store.records.put("space", "key", 1, session="alice")
         store.records.get("space", "key")
         store.records.list("space", "k")
+        store.sessions("owner")
         store.delete("alice")
     connection = sqlite3.connect(tmp_path / "store/longmem.db")
     plans = {

@@ -16,7 +16,6 @@ MAX_REPLY_TOKENS = 32
 TURNS_PER_COMMIT = 512
 
 Turns = Sequence[tuple[str, str]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,30 @@ def dialogue(engine: Engine, seed: int, tokens: int, unseen: bool = False) -> Di
     return make_dialogue(seed, tokens, turn_tokens(engine), unseen=unseen)
 
 
-def tell(session: Session, turns: Turns, progress: Progress | None = None) -> None:
-    """Let the session read the turns, a few hundred to a commit."""
+def tell(session: Session, turns: Turns, progress: Callable[[int], None] | None = None) -> None:
+    """Let the session read the turns, a few hundred to a commit.
+
+    Args:
+        progress: called with the number of tokens read so far.
+    """
+    done = 0
     for at in range(0, len(turns), TURNS_PER_COMMIT):
-        session.add(turns[at : at + TURNS_PER_COMMIT])
-        if progress is not None:
-            progress(min(at + TURNS_PER_COMMIT, len(turns)), len(turns))
+        batch = turns[at : at + TURNS_PER_COMMIT]
+        told = session.add(batch, progress=_from(done, progress) if progress else None)
+        done += sum(turn.tokens for turn in told)
 
 
-def ask(session: Session, questions: Iterable[Question]) -> Iterator[Answer]:
+def _from(start: int, progress: Callable[[int], None]) -> Callable[[int, int], None]:
+    """The progress of one commit as progress of all of them."""
+    return lambda done, total: progress(start + done)
+
+
+def ask(
+    session: Session, questions: Iterable[Question], max_new_tokens: int = MAX_REPLY_TOKENS
+) -> Iterator[Answer]:
     """Ask each question from the same point of the conversation; nothing is stored."""
     for question in questions:
-        reply = session.ask(question.text, commit=False, max_new_tokens=MAX_REPLY_TOKENS)
+        reply = session.ask(question.text, commit=False, max_new_tokens=max_new_tokens)
         yield Answer(question, reply)
 
 
@@ -63,12 +74,16 @@ def window_only(engine: Engine) -> Engine:
     return Engine(engine.model, engine.tokenizer, engine.config.replace(topk=0))
 
 
+def reach(engine: Engine) -> int:
+    """How many tokens back the window of the last token can reach through all layers."""
+    config = engine.config
+    return (len(engine.info.layers) + 1) * (config.n_local + config.block_size)
+
+
 def tail(engine: Engine, turns: Turns) -> Turns:
-    """The last turns, as many as can reach the window of the last token through all layers."""
-    config, count = engine.config, turn_tokens(engine)
-    reach = (len(engine.info.layers) + 1) * (config.n_local + config.block_size)
-    length, at = 0, len(turns)
-    while at > 0 and length < reach:
+    """The last turns: as many as hold `reach` tokens."""
+    count, length, at = turn_tokens(engine), 0, len(turns)
+    while at > 0 and length < reach(engine):
         at -= 1
         length += count(turns[at][1])
     return turns[at:]
@@ -88,15 +103,15 @@ class RecallRun:
         """The figures as a JSON-able object."""
         updated = [a for a in self.answers if a.question.updated]
         kinds = sorted({a.question.kind for a in self.answers})
-        by_kind = {k: str(_share(a for a in self.answers if a.question.kind == k)) for k in kinds}
-        recall, window = _share(self.answers), _share(self.window_answers)
+        by_kind = {k: str(share(a for a in self.answers if a.question.kind == k)) for k in kinds}
+        recall, window = share(self.answers), share(self.window_answers)
         return {
             "tokens": self.tokens,
             "unseen": self.unseen,
             "questions": recall.total,
             "recall": recall.value,
             "recall_interval": recall.interval,
-            "recall_updated": _share(updated).value,
+            "recall_updated": share(updated).value,
             "questions_updated": len(updated),
             "recall_window_only": window.value,
             "by_kind": by_kind,
@@ -104,7 +119,8 @@ class RecallRun:
         }
 
 
-def _share(answers: Iterable[Answer]) -> Share:
+def share(answers: Iterable[Answer]) -> Share:
+    """Right answers out of all."""
     right = [answer.right for answer in answers]
     return Share(sum(right), len(right))
 
@@ -129,5 +145,5 @@ def measure(
         with window.session("window") as session:
             tell(session, tail(window, day.turns))
             window_answers += ask(session, day.questions)
-        report(f"seed {seed}: recall {_share(answers)}, window only {_share(window_answers)}")
+        report(f"seed {seed}: recall {share(answers)}, window only {share(window_answers)}")
     return RecallRun(tokens, unseen, answers, window_answers, time.perf_counter() - started)

@@ -41,7 +41,9 @@ class ForwardPass:
         for memory, reading in self.parts:
             part = slice(start, start + reading.tokens)
             start = part.stop
-            out = memory.read_layer(layer, q[0, :, part], k[0, :, part], v[0, :, part], reading, call)
+            out = memory.read_layer(
+                layer, q[0, :, part], k[0, :, part], v[0, :, part], reading, call
+            )
             result[0, part] = out.transpose(0, 1)
         return result
 

@@ -52,7 +52,9 @@ class LayerMemory(ABC):
             at = torch.tensor([n_local], device=spec.rotary.inv_freq.device)
             self._far = spec.rotary.angles(at, spec.dtype)
 
-    def read(self, q: Tensor, k: Tensor, v: Tensor, reading: Reading, call: AttentionCall) -> Tensor:
+    def read(
+        self, q: Tensor, k: Tensor, v: Tensor, reading: Reading, call: AttentionCall
+    ) -> Tensor:
         """Take in T tokens and let them attend.
 
         Args:
@@ -285,4 +287,3 @@ class FullLayer(LayerMemory):
         parts.append(torch.stack((self.local.raw, self.local.v)))
         k, v = torch.cat(parts, dim=2)[:, :, : mark.length]
         return k, v
-

@@ -48,8 +48,8 @@ class BlockTier:
         if kv is None:
             kv = self._fetch(start, stop)
             self.put(block, kv)
-            self._evict()
         self._cache.move_to_end(block)
+        self._evict()
         return kv
 
     def truncate(self, n_blocks: int) -> None:
@@ -65,7 +65,9 @@ class BlockTier:
 
     def _fetch(self, start: int, stop: int) -> Tensor:
         if self._read_rows is None:
-            raise RuntimeError(f"layer {self._layer}: block of {start}..{stop} is neither held nor stored")
+            raise RuntimeError(
+                f"layer {self._layer}: block of {start}..{stop} is neither held nor stored"
+            )
         return self._read_rows(self._layer, start, stop).permute(1, 2, 0, 3).contiguous()
 
     def _evict(self) -> None:

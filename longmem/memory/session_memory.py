@@ -145,7 +145,8 @@ class SessionMemory:
         """
         assert self._journal is not None, "memory was built without a journal"
         kv = [
-            torch.cat(parts, dim=2).permute(2, 0, 1, 3).contiguous().cpu() for parts in self._journal
+            torch.cat(parts, dim=2).permute(2, 0, 1, 3).contiguous().cpu()
+            for parts in self._journal
         ]
         full = self.full_layers
         edges = self.table.edges

@@ -378,10 +378,12 @@ def training_lines(rng: random.Random, tokens: int = 512) -> Iterator[Line]:
     changed: set[int] = set()
     if rng.random() < 0.3:
         yield Line("system", pool.system(), "system")
-    asking = False
+    pauses = rng.choice(((0,), (0,), (0, 0, 2), (2, 3, 4)))
+    asking, pause = False, 0
     while True:
-        asking = bool(open_keys) and (asking or len(open_keys) >= most_open or rng.random() < 0.1)
-        if rng.random() < share_chatter:
+        asks = bool(open_keys) and (asking or len(open_keys) >= most_open or rng.random() < 0.1)
+        pause, asking = pause - 1 if asks == asking else rng.choice(pauses), asks
+        if pause > 0 or rng.random() < share_chatter:
             text, reply = pool.chatter(facts.names)
             yield Line("user", text, "chatter")
             yield Line("assistant", reply, "chatter")

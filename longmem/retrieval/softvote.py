@@ -18,17 +18,18 @@ class SoftVote:
     soft vote of TokenSelect (arXiv 2411.02886, equation 7), applied to blocks.
 
     Args:
-        voters: most queries of a span that vote, in tokens; longer spans are sampled evenly, the
-            last query included. It bounds the cost of reading long turns. Default 32.
+        voters: most votes per head in one look-up. The queries of a longer span are averaged in
+            that many groups of consecutive tokens, so that reading a turn costs little more than a
+            decode step does. Default 4.
     """
 
-    voters: int = 32
+    voters: int = 4
     name: str = "soft_vote"
 
     def score(self, q: Tensor, blocks: Representatives) -> Tensor:
         """As `BlockScorer.score`."""
         kv_heads, _, dim = blocks.keys.shape
-        rows = self._sample(q).reshape(kv_heads, -1, dim) * blocks.scaling  # [H_kv, H/H_kv * T, D]
+        rows = self._pool(q).reshape(kv_heads, -1, dim) * blocks.scaling  # [H_kv, H/H_kv * T, D]
         votes = torch.softmax(rows @ blocks.keys.mT, dim=-1, dtype=torch.float32)
         return blocks.sum_by_block(votes.sum((0, 1)))
 
@@ -36,10 +37,9 @@ class SoftVote:
         """As `BlockScorer.shares`."""
         return scores / scores.sum()
 
-    def _sample(self, q: Tensor) -> Tensor:
-        n_query = q.shape[1]
-        if n_query <= self.voters:
+    def _pool(self, q: Tensor) -> Tensor:
+        """Far queries ``[H, T, D]`` averaged in at most `voters` groups of consecutive tokens."""
+        if q.shape[1] <= self.voters:
             return q
-        last = n_query - 1
-        chosen = torch.arange(self.voters, device=q.device) * last // max(self.voters - 1, 1)
-        return q[:, chosen]
+        groups = q.tensor_split(self.voters, dim=1)
+        return torch.stack([group.mean(1) for group in groups], dim=1)

@@ -59,7 +59,14 @@ def attend_blocked(
     return out.view(heads, n_query, dim), mass
 
 
-def _beyond(near: int, pending: int, n_keys: int, n_query: int, n_local: int, like: Tensor) -> Tensor:
+def _by_query(x: Tensor, n_query: int) -> Tensor:
+    """``[H_kv, G * T, n]`` -> ``[H_kv, G, T, n]``, a view."""
+    return x.view(x.shape[0], -1, n_query, x.shape[-1])
+
+
+def _beyond(
+    near: int, pending: int, n_keys: int, n_query: int, n_local: int, like: Tensor
+) -> Tensor:
     """``[T, pending - near]``: whether the local key is beyond the window of query t."""
     query = torch.arange(n_keys - n_query, n_keys, device=like.device)
     key = torch.arange(near, pending, device=like.device)
@@ -80,8 +87,8 @@ def _pending_scores(
     local[..., :near] = far[..., :near]
     if pending > near:
         mask = _beyond(near, pending, local.shape[-1], n_query, n_local, local)
-        middle = local[..., near:pending].unflatten(1, (-1, n_query))
-        torch.where(mask, far[..., near:].unflatten(1, (-1, n_query)), middle, out=middle)
+        middle = _by_query(local[..., near:pending], n_query)
+        torch.where(mask, _by_query(far[..., near:], n_query), middle, out=middle)
 
 
 def _mask_pending(local: Tensor, near: int, pending: int, n_query: int, n_local: int) -> None:
@@ -89,13 +96,13 @@ def _mask_pending(local: Tensor, near: int, pending: int, n_query: int, n_local:
     local[..., :near] = float("-inf")
     if pending > near:
         mask = _beyond(near, pending, local.shape[-1], n_query, n_local, local)
-        local[..., near:pending].unflatten(1, (-1, n_query)).masked_fill_(mask, float("-inf"))
+        _by_query(local[..., near:pending], n_query).masked_fill_(mask, float("-inf"))
 
 
 def _mask_future(local: Tensor, n_query: int) -> None:
     """Hide from each query the tokens after it, in place."""
     future = torch.ones(n_query, n_query, dtype=torch.bool, device=local.device).triu_(1)
-    local[..., -n_query:].unflatten(1, (-1, n_query)).masked_fill_(future, float("-inf"))
+    _by_query(local[..., -n_query:], n_query).masked_fill_(future, float("-inf"))
 
 
 def _softmax(scores: Tensor, sinks: Tensor | None, n_query: int) -> Tensor:
@@ -114,6 +121,6 @@ def _window_mass(weights: Tensor, near: int, pending: int, n_query: int, n_local
     mass[:, :near] = 0
     if pending > near:
         mask = _beyond(near, pending, weights.shape[-1], n_query, n_local, weights)
-        middle = weights[..., near:pending].unflatten(1, (-1, n_query))
+        middle = _by_query(weights[..., near:pending], n_query)
         mass[:, near:pending] = middle.masked_fill(mask, 0).sum((1, 2))
     return mass

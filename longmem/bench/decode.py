@@ -1,0 +1,87 @@
+"""Time per reply token against the length of the history, measured in one run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from longmem.bench.recall import dialogue
+from longmem.engine import Engine
+from longmem.session import Session
+
+REPLY_TOKENS = 64
+"""Tokens of each measured reply; with the default stride, eight look-ups."""
+
+
+@dataclass(frozen=True)
+class DecodeTime:
+    """Milliseconds per reply token at one length of the history: median of all rounds."""
+
+    history: int
+    ms_per_token: float
+    rounds: int
+
+
+def measure(
+    engine: Engine,
+    histories: Sequence[int],
+    rounds: int = 15,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[DecodeTime]:
+    """One session per length of history; their rounds take turns, so that a slow minute of the
+    machine meets all of them."""
+    sessions: dict[int, Session] = {}
+    for history in histories:
+        sessions[history] = _filled(engine, history)
+        report(f"read {sessions[history].stats().tokens:,} tokens")
+    times: dict[int, list[float]] = {history: [] for history in histories}
+    for session in sessions.values():
+        _reply_ms(session)  # the first reply after reading warms caches
+    for _ in range(rounds):
+        for history, session in sessions.items():
+            times[history].append(_reply_ms(session))
+    return [
+        DecodeTime(session.stats().tokens, statistics.median(times[history]), rounds)
+        for history, session in sessions.items()
+    ]
+
+
+def main(histories: Sequence[int] = (10_000, 200_000), as_json: bool = False) -> None:
+    """Run on the bundled model and print a table, or one JSON object."""
+    engine = Engine.nano()
+    results = measure(engine, histories, report=lambda line: None if as_json else print(line))
+    base = results[0].ms_per_token
+    rows = [
+        {
+            "history_tokens": r.history,
+            "ms_per_token": round(r.ms_per_token, 3),
+            "ratio_to_first": round(r.ms_per_token / base, 3),
+        }
+        for r in results
+    ]
+    if as_json:
+        print(json.dumps({"reply_tokens": REPLY_TOKENS, "decode": rows}))
+        return
+    print(f"{'history':>10}  {'ms/token':>9}  {'ratio':>6}")
+    for row in rows:
+        print(
+            f"{row['history_tokens']:>10,}  {row['ms_per_token']:>9.3f}  {row['ratio_to_first']:>6.3f}"
+        )
+
+
+def _filled(engine: Engine, history: int) -> Session:
+    session = engine.session(f"bench-{history}")
+    turns = dialogue(engine, 0, history).turns
+    for at in range(0, len(turns), 512):
+        session.add(turns[at : at + 512])
+    return session
+
+
+def _reply_ms(session: Session) -> float:
+    """Milliseconds per token of one reply after its first, which nothing remembers."""
+    reply = session.ask(
+        "How was your day?", commit=False, max_new_tokens=REPLY_TOKENS, eos_token_id=()
+    )
+    return reply.timings.decode * 1000 / (reply.usage.generated - 1)

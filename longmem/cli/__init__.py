@@ -1,0 +1,56 @@
+"""The `longmem` command. Torch and transformers load only once a command needs them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from longmem import __version__
+from longmem.cli import bench, chat, demo, sessions
+from longmem.errors import LongMemError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Unbounded, resumable conversations for any Hugging Face decoder.",
+    epilog="Start with: longmem demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("demo-day1", hidden=True)(demo.day_one)
+app.command("demo-day2", hidden=True)(demo.day_two)
+app.command("chat")(chat.chat)
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(bench.app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longmem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """What every command shares."""
+
+
+def main() -> None:
+    """Run the command line; errors that longmem raises on purpose are one message, exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a mark
+    try:
+        app()
+    except (LongMemError, OSError) as error:
+        print(f"longmem: {error}", file=sys.stderr)
+        sys.exit(1)

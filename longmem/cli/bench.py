@@ -1,0 +1,71 @@
+"""`longmem bench`: the measurements behind the figures in README and docs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
+
+if TYPE_CHECKING:
+    from longmem.bench.recall import RecallRun
+
+app = typer.Typer(help="Measure speed and recall on this machine.", no_args_is_help=True)
+
+
+@app.command()
+def decode(
+    history: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of history; give it twice or more.  [default: 10000 200000]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time per reply token against the length of the history."""
+    from longmem.bench.decode import main
+
+    main(history or (10_000, 200_000), as_json)
+
+
+@app.command()
+def recall(
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens per dialogue.")
+    ] = 20_000,
+    seeds: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first one.")] = 0,
+    unseen: Annotated[bool, typer.Option("--unseen", help="What nano was not trained on.")] = False,
+    model: Model = NANO,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Share of facts recalled, through the memory and from the local window alone.
+
+    A reply is right if it holds the whole expected value, ignoring case. Every share comes with
+    its 95 % Wilson interval.
+    """
+    engine = load_engine(model, device)
+    from longmem.bench.recall import measure
+
+    run = measure(engine, tokens, range(first_seed, first_seed + seeds), unseen, typer.echo)
+    for line in _lines(run):
+        typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps({"model": model, "seeds": seeds, **run.figures()}))
+
+
+def _lines(run: RecallRun) -> list[str]:
+    from longmem.bench.recall import share
+
+    answers = run.answers
+    kinds = sorted({answer.question.kind for answer in answers})
+    return [
+        "",
+        f"recall       {share(answers)}",
+        f"window only  {share(run.window_answers)}",
+        f"updated      {share(a for a in answers if a.question.updated)}",
+        *(f"  {k:<11}{share(a for a in answers if a.question.kind == k)}" for k in kinds),
+        f"{run.tokens:,} tokens per dialogue, {run.seconds:.0f} s",
+    ]

@@ -1,0 +1,228 @@
+"""`longmem sessions`: look at what a store holds, and bring transcripts in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from longmem.cli import transcript
+from longmem.cli.common import (
+    NANO,
+    AsJson,
+    Device,
+    Model,
+    StorePath,
+    console,
+    load_engine,
+    open_store,
+    readable_bytes,
+)
+from longmem.errors import InputError, SessionInUseError
+
+if TYPE_CHECKING:
+    from longmem import Engine, Turn
+    from longmem.store import SessionInfo, TurnRecord
+    from longmem.stores import SQLiteStore
+
+app = typer.Typer(help="List, read, check, delete and import sessions.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The session.")]
+
+
+@app.command("list")
+def list_sessions(
+    store: StorePath = None,
+    owner: Annotated[str | None, typer.Option(help="Only this owner's sessions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """All sessions of a store, the most recently used first."""
+    with open_store(store, read_only=True) as opened:
+        found = opened.sessions(owner)
+    if as_json:
+        typer.echo(json.dumps([_as_json(info) for info in found], ensure_ascii=False))
+        return
+    if not found:
+        typer.echo("No sessions.")
+        return
+    _print_table(found)
+
+
+@app.command()
+def show(
+    id: Id,
+    store: StorePath = None,
+    last: Annotated[int, typer.Option(min=0, help="Only the last so many turns; 0: all.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The turns of a session. With --json: one object per turn and line."""
+    with open_store(store, read_only=True) as opened:
+        handle = opened.open(id)
+        info = handle.info
+        turns = handle.turns(max(0, info.n_turns - last) if last else 0)
+    if not as_json:
+        typer.echo(_headline(info))
+    for turn in turns:
+        typer.echo(_turn_json(turn) if as_json else f"\n[{turn.index}] {turn.role}\n{turn.text}")
+
+
+@app.command()
+def delete(
+    id: Id,
+    store: StorePath = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a session with all its files."""
+    info = _find(id, store)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InputError(f"session {id!r} was not deleted: nobody is there to ask; give --yes")
+        typer.confirm(f"Delete {_headline(info)}?", abort=True)
+    with open_store(store) as opened:
+        opened.delete(id)
+    typer.echo(f"Deleted session {id}.")
+
+
+@app.command()
+def verify(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only this session.")] = None,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read everything and compare it with its checksums. Exit code 1 if something is wrong."""
+    with open_store(store, read_only=True) as opened:
+        problems = opened.verify(id)
+    if as_json:
+        typer.echo(json.dumps([asdict(problem) for problem in problems], ensure_ascii=False))
+    else:
+        for problem in problems:
+            where = ", ".join(part for part in (problem.session, problem.file) if part)
+            typer.echo(f"{where}: {problem.message}" if where else problem.message)
+        typer.echo(f"{len(problems)} problems." if problems else "Sound.")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command("import")
+def import_transcript(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.jsonl",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help='One {"role": ..., "content": ...} per line.',
+        ),
+    ],
+    session: Annotated[str, typer.Option("--session", "-s", help="Id of the new session.")],
+    model: Model = NANO,
+    store: StorePath = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a transcript a session: the model reads it, all of it or nothing."""
+    lines = transcript.parse(file.read_bytes(), file.name)
+    engine = load_engine(model, device)
+    transcript.check(lines, file.name, engine)
+    with open_store(store) as opened:
+        if any(info.id == session for info in opened.sessions()):
+            raise SessionInUseError(
+                f"session {session!r} exists already; choose another --session, or delete it first"
+            )
+        told = _read(engine, opened, session, lines, model)
+    tokens = sum(turn.tokens for turn in told)
+    if as_json:
+        typer.echo(json.dumps({"session": session, "turns": len(told), "tokens": tokens}))
+        return
+    typer.echo(f"Session {session}: {len(told):,} turns, {tokens:,} tokens read.")
+
+
+def _read(
+    engine: Engine, store: SQLiteStore, id: str, lines: Sequence[transcript.Line], model: str
+) -> list[Turn]:
+    """The new session reads all lines in one commit; where that fails, it goes again."""
+    turns = [(role, text) for _, role, text in lines]
+    try:
+        with (
+            engine.session(id, store=store, metadata={"model": model}) as session,
+            Progress(console=Console(stderr=True), transient=True) as progress,
+        ):
+            task = progress.add_task("reading", total=None)
+            return session.add(
+                turns, progress=lambda done, of: progress.update(task, completed=done, total=of)
+            )
+    except BaseException:
+        if any(info.id == id for info in store.sessions()):
+            store.delete(id)
+        raise
+
+
+def _find(id: str, path: Path | None) -> SessionInfo:
+    with open_store(path, read_only=True) as store:
+        return store.open(id).info
+
+
+def _print_table(found: Sequence[SessionInfo]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("session", overflow="fold")
+    for title in ("turns", "tokens", "on disk"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("last used", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    for info in found:
+        table.add_row(
+            Text(info.id),
+            f"{info.n_turns:,}",
+            f"{info.n_tokens:,}",
+            readable_bytes(info.bytes),
+            _when(info.updated_at),
+            Text(str(info.metadata.get("model", ""))),
+        )
+    console().print(table)
+
+
+def _headline(info: SessionInfo) -> str:
+    size = readable_bytes(info.bytes)
+    return (
+        f"session {info.id}: {info.n_turns:,} turns, {info.n_tokens:,} tokens, {size} on disk, "
+        f"last used {_when(info.updated_at)}"
+    )
+
+
+def _when(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+
+
+def _as_json(info: SessionInfo) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "owner": info.owner,
+        "turns": info.n_turns,
+        "tokens": info.n_tokens,
+        "bytes_disk": info.bytes,
+        "created_at": info.created_at,
+        "updated_at": info.updated_at,
+        "metadata": dict(info.metadata),
+    }
+
+
+def _turn_json(turn: TurnRecord) -> str:
+    fields = {
+        "index": turn.index,
+        "role": turn.role,
+        "content": turn.text,
+        "tokens": len(turn.ids),
+        "created_at": turn.created_at,
+    }
+    return json.dumps({**fields, **turn.extra}, ensure_ascii=False)

@@ -1,0 +1,167 @@
+"""The inside of a session: what it has read, and the transaction every exchange runs in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from longmem.decoding import Decoding, Extensions
+from longmem.engine import Segment
+from longmem.errors import ChatFormatError, InputError, SessionInUseError, TurnTooLargeError
+from longmem.ledger import Draft
+from longmem.memory import SessionMemory
+from longmem.sampling import Sampling, new_generator
+from longmem.store import TurnRecord
+
+if TYPE_CHECKING:
+    from longmem.engine import Engine
+    from longmem.opening import Opened
+
+
+class Conversation:
+    """Memory, turns and random numbers of one session.
+
+    Args:
+        engine: the model that reads and replies.
+        id: the session's id, for messages.
+        opened: what was found in the store.
+    """
+
+    def __init__(self, engine: Engine, id: str, opened: Opened) -> None:
+        self.engine = engine
+        self.id = id
+        self.ledger = opened.ledger
+        self.memory: SessionMemory | None = opened.memory
+        """None before the first turn, which decides how many initial tokens there are."""
+        self.generator = new_generator(engine.device)
+        if opened.rng is not None and opened.rng.numel() == self.generator.get_state().numel():
+            self.generator.set_state(opened.rng)  # of another type of device: a new seed will do
+        self._busy = threading.Lock()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Everything read inside is either committed or forgotten; one at a time.
+
+        Raises:
+            SessionInUseError: another one is under way.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise SessionInUseError(
+                f"session {self.id!r} is in the middle of an exchange; let its reply end, or stop or "
+                "cancel it, before the next"
+            )
+        before = self.memory
+        mark = before.mark() if before is not None else None
+        rng = self.generator.get_state()
+        transaction = Transaction(self)
+        try:
+            yield transaction
+        finally:
+            if not transaction.committed:
+                self.memory = before
+                if before is not None and mark is not None:
+                    before.rewind(mark)
+                self.generator.set_state(rng)
+            self._busy.release()
+
+    def check(self, role: str, text: str) -> None:
+        """Refuse bad input before anything is read.
+
+        Raises:
+            InputError: says what is wrong with it.
+        """
+        self.engine.chat.validate_text(text, role)
+        size, most = len(text.encode()), self.engine.config.max_turn_bytes
+        if size > most:
+            raise TurnTooLargeError(
+                f"session {self.id!r}: a turn of {size:,} bytes is above max_turn_bytes = {most:,}; "
+                "split it into several turns, or raise MemoryConfig.max_turn_bytes"
+            )
+
+    def segment(self, role: str, text: str, previous: str | None) -> Segment:
+        """The ids of one new turn, with the spans it will be read with."""
+        try:
+            ids = self.engine.chat.turn_ids(role, text, previous=previous)
+        except ChatFormatError as error:
+            if role != "system" or previous is None:
+                raise
+            raise InputError(
+                f"session {self.id!r}: a system turn has to be the first: {error}"
+            ) from error
+        return Segment(ids, self.engine.spans(len(ids)))
+
+    def memory_for(self, role: str, n_tokens: int) -> SessionMemory:
+        """The memory to read a turn into; a new one pins a system turn of `n_tokens` tokens."""
+        if self.memory is None:
+            config = self.engine.config
+            n_init = config.n_init
+            if role == "system":
+                if n_tokens > config.max_init:
+                    raise TurnTooLargeError(
+                        f"session {self.id!r}: the system turn has {n_tokens} tokens, above "
+                        f"max_init = {config.max_init}; shorten it, or raise MemoryConfig.max_init"
+                    )
+                n_init = max(n_init, n_tokens)
+            handle = self.ledger.handle
+            self.memory = self.engine.new_memory(n_init, journal=handle is not None)
+            if handle is not None:
+                self.memory.attach(handle.read_kv)
+        return self.memory
+
+    def recent_ids(self) -> list[int]:
+        """The ids in the local window, which logits processors see."""
+        n = self.ledger.n_tokens
+        start = max(0, n - self.engine.config.n_local)
+        if start == n:
+            return []
+        first = self.ledger.history.turns_at([start])[0]
+        ids = [i for turn in self.ledger.history.turns(first.index) for i in turn.ids]
+        return ids[start - first.start :]
+
+
+class Transaction:
+    """What a block of code reads into a conversation, and may commit, once."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.committed = False
+
+    @property
+    def memory(self) -> SessionMemory:
+        """The memory, after the first turn was prepared."""
+        assert self.conversation.memory is not None
+        return self.conversation.memory
+
+    def decoding(
+        self, role: str, text: str, sampling: Sampling, extensions: Extensions
+    ) -> Decoding:
+        """A reply to a turn."""
+        conversation = self.conversation
+        user = conversation.segment(role, text, conversation.ledger.last_role)
+        recent = conversation.recent_ids()
+        memory = conversation.memory_for(role, len(user.ids))
+        if sampling.seed is not None:
+            conversation.generator.manual_seed(sampling.seed)
+        return Decoding(
+            conversation.engine,
+            memory,
+            (role, text),
+            user,
+            sampling,
+            extensions,
+            conversation.generator,
+            recent,
+        )
+
+    def commit(self, drafts: Sequence[Draft]) -> list[TurnRecord]:
+        """Make the drafts durable.
+
+        Raises:
+            StoreError: nothing was committed.
+        """
+        state = {"rng": self.conversation.generator.get_state()}
+        turns = self.conversation.ledger.commit(drafts, self.memory, state)
+        self.committed = True
+        return turns
