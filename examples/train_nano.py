@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
 
 TARGET = Path(__file__).resolve().parent.parent / "longmem" / "nano"
-MUON_LR, ADAM_LR, WARM_UP, FINDING_WEIGHT = 0.02, 3e-3, 50, 0.2
+MUON_LR, ADAM_LR, WARM_UP, FINDING_WEIGHT = 0.02, 3e-3, 50, 0.6
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
@@ -110,6 +110,7 @@ def export(
     }
     save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
     for file in new.iterdir():
+        file.chmod(0o644)
         os.replace(file, target / file.name)
     new.rmdir()
 
@@ -244,7 +245,7 @@ def main() -> None:
     parser.add_argument("--target", default=str(TARGET), help="folder that receives the model")
     parser.add_argument(
         "--schedule",
-        default="128:700,256:700,512:700,1024:150",
+        default="128:300,256:1100",
         help="length:steps, comma-separated",
     )
     parser.add_argument(

@@ -102,9 +102,7 @@ def forward(model: PreTrainedModel, ids: Tensor, router: Router, last: Tensor) -
     """
     keep = {"logits_to_keep": last} if "logits_to_keep" in _parameters(type(model)) else {}
     with _routing(router):
-        output = model(
-            input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, **keep
-        )
+        output = model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, **keep)
     return cast(Tensor, (output.logits if keep else output.logits[:, last])[0].float())
 
 

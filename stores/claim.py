@@ -85,6 +85,11 @@ def check_belongs(file: FileRow, session: str, layout: str) -> None:
 
 
 def advance_session(rows: sqlite3.Connection, claim: Claim, after: SessionInfo) -> None:
+    """Set head and counts, if head and lease epoch are still those of the claim.
+
+    Raises:
+        StaleWriterError: they are not.
+    """
     cursor = rows.execute(
         """UPDATE sessions SET head = ?, n_turns = ?, n_tokens = ?, updated_at = ?
            WHERE key = ? AND head = ? AND lease_epoch = ?""",
@@ -108,6 +113,7 @@ def advance_session(rows: sqlite3.Connection, claim: Claim, after: SessionInfo) 
 def insert_commit(
     rows: sqlite3.Connection, claim: Claim, commit: Commit, file: FileRow, after: SessionInfo
 ) -> None:
+    """Insert a commit and its file."""
     rows.execute(
         """INSERT INTO commits(session, seq, file, start, stop, first_turn, stop_turn, created_at)
            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
@@ -125,6 +131,7 @@ def insert_commit(
 
 
 def insert_turns(rows: sqlite3.Connection, key: int, turns: Sequence[Mapping[str, object]]) -> None:
+    """Insert the turns of a commit, as `longmem.stores.rows.turn_values` encodes them."""
     rows.executemany(
         """INSERT INTO turns(session, idx, role, text, ids, start, spans, created_at, extra,
            checksum) VALUES (:session, :idx, :role, :text, :ids, :start, :spans, :created_at,
@@ -134,6 +141,11 @@ def insert_turns(rows: sqlite3.Connection, key: int, turns: Sequence[Mapping[str
 
 
 def check_lease(rows: sqlite3.Connection, claim: Claim) -> None:
+    """Head and lease epoch must still be those of the claim.
+
+    Raises:
+        StaleWriterError: they are not.
+    """
     held = rows.execute(
         "SELECT 1 FROM sessions WHERE key = ? AND head = ? AND lease_epoch = ?",
         (claim.key, claim.info.head, claim.epoch),

@@ -179,9 +179,11 @@ class SQLiteStore:
     def close(self) -> None:
         """Release locks and connections. Closing twice is fine."""
         with self._guard:
-            for handle in [*self._staged, *self._claimed.values()]:
-                handle.close()
-            self._release()
+            try:
+                for handle in [*self._staged, *self._claimed.values()]:
+                    handle.close()
+            finally:
+                self._release()
 
     def __enter__(self) -> Self:
         return self

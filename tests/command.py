@@ -27,9 +27,7 @@ class Command:
         patch, capture: pytest's `monkeypatch` and `capsys`.
     """
 
-    def __init__(
-        self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]
-    ) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
         self._patch, self._capture = patch, capture
 
     def __call__(self, *arguments: str, stdin: str | bytes = "") -> Ran:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from command import Command
+
 from longmem import __version__
 from longmem.stores import SQLiteStore
 
@@ -106,14 +106,14 @@ def test_an_unknown_model_is_one_message(longmem: Command, store: str, tmp_path:
 def test_a_pipe_gets_one_reply_per_line_and_the_session_goes_on(
     longmem: Command, store: str
 ) -> None:
-    first = longmem("chat", "--store", store, stdin="My locker code is 482913.\n\n  \nHello.\n")
+    first = longmem("chat", "--store", store, stdin="My code is 482913.\n\n  \nHello.\n")
     assert (first.code, first.err) == (0, "")
     assert len(first.out.splitlines()) == 2
     longmem("chat", "--store", store, stdin="Ünï ☃ 日本 //x")
     shown = longmem("sessions", "show", "default", "--store", store, "--json")
     turns = [json.loads(line) for line in shown.out.splitlines()]
     said = [turn["content"] for turn in turns if turn["role"] == "user"]
-    assert said == ["My locker code is 482913.", "Hello.", "Ünï ☃ 日本 //x"]
+    assert said == ["My code is 482913.", "Hello.", "Ünï ☃ 日本 //x"]
 
 
 def test_a_line_that_is_refused_does_not_end_the_chat(longmem: Command, store: str) -> None:
@@ -128,7 +128,9 @@ def test_a_line_that_is_refused_does_not_end_the_chat(longmem: Command, store: s
 
 
 def test_commands_within_a_chat_answer(longmem: Command, store: str) -> None:
-    done = longmem("chat", "--store", store, stdin="/recall\nHi.\n/recall\n/stats\n/help\n/quit\nno")
+    done = longmem(
+        "chat", "--store", store, stdin="/recall\nHi.\n/recall\n/stats\n/help\n/quit\nno"
+    )
     assert done.code == 0
     for part in ("No reply yet", "Nothing was looked up", "tokens in 2 turns", "/quit"):
         assert part in done.out
@@ -136,13 +138,19 @@ def test_commands_within_a_chat_answer(longmem: Command, store: str) -> None:
 
 def test_a_chat_without_a_word_leaves_no_session(longmem: Command, store: str) -> None:
     assert longmem("chat", "--store", store, "--session", "typo").code == 0
+    assert longmem("chat", "--store", store, "--system", " ").code == 1
     assert longmem("sessions", "list", "--store", store).out == "No sessions.\n"
 
 
-def test_a_long_chat_tells_which_turns_were_looked_up(longmem: Command, store: str) -> None:
-    lines = ["My locker code is 482913.", *(f"I saw {i} birds at the lake today." for i in range(40))]
-    talk = "\n".join([*lines, "What is my locker code?", "/recall"])
-    done = longmem("chat", "--store", store, stdin=talk)
+def test_recall_tells_which_turns_were_looked_up(
+    longmem: Command, store: str, tmp_path: Path
+) -> None:
+    said = ["My locker code is 482913.", *(f"I saw {i} birds at the lake." for i in range(40))]
+    path = tmp_path / "birds.jsonl"
+    path.write_text("\n".join(json.dumps({"role": "user", "content": text}) for text in said))
+    longmem("sessions", "import", str(path), "--session", "birds", "--store", store)
+    talk = "What is my locker code?\n/recall"
+    done = longmem("chat", "--session", "birds", "--store", store, stdin=talk)
     assert "user       My locker code is 482913." in done.out
 
 
@@ -181,9 +189,7 @@ def test_a_bad_line_is_named_and_nothing_is_imported(
     assert not Path(store).exists()
 
 
-def test_an_import_never_adds_to_a_session(
-    longmem: Command, imported: str, tmp_path: Path
-) -> None:
+def test_an_import_never_adds_to_a_session(longmem: Command, imported: str, tmp_path: Path) -> None:
     path = transcript(tmp_path)
     done = longmem("sessions", "import", path, "--session", "old", "--store", imported)
     assert (done.code, done.out) == (1, "")
@@ -216,7 +222,7 @@ def test_damage_is_reported_with_code_1(longmem: Command, imported: str) -> None
     data[-1] ^= 1
     file.write_bytes(data)
     done = longmem("sessions", "verify", "--store", imported)
-    assert done.code == 1 and "1 problem" in done.out
+    assert done.code == 1 and "Found wrong: 1." in done.out
     (problem,) = json.loads(longmem("sessions", "verify", "--store", imported, "--json").out)
     assert problem["session"] == "old"
 
@@ -255,3 +261,14 @@ def test_recall_is_measured_with_its_interval(longmem: Command) -> None:
     figures = json.loads(done.out.splitlines()[-1])
     assert figures["questions"] == 2 and len(figures["recall_interval"]) == 2
     assert "window only" in done.out
+
+
+def test_the_pass_key_is_asked_for_at_every_depth(longmem: Command) -> None:
+    done = longmem("bench", "passkey", "--tokens", "400", "--json")
+    assert done.out.count("depth") == 5
+    assert json.loads(done.out.splitlines()[-1])["of"] == 5
+
+
+def test_the_time_per_token_is_measured(longmem: Command) -> None:
+    done = longmem("bench", "decode", "--history", "300", "--history", "600", "--json")
+    assert len(json.loads(done.out.splitlines()[-1])["decode"]) == 2

@@ -16,16 +16,50 @@ import longmem
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"longmem": "longmem", "longmem.stores": "stores", "longmem.adapters": "adapters"}
-PUBLIC = """
-    ChatFormatError ConfigError CorruptDataError Engine FingerprintMismatchError InputError
-    LongMemError MemoryConfig Recalled Reply ReplyStream Sampling Session SessionClosedError
-    SessionError SessionInUseError SessionNotFoundError SessionStats StaleWriterError Store
-    StoreError StoreFormatError StoreLockedError StoreReadOnlyError Timings Turn TurnTooLargeError
-    UnsupportedModelError Usage
-""".split()
+PUBLIC = [
+    "ChatFormatError",
+    "ConfigError",
+    "CorruptDataError",
+    "Engine",
+    "FingerprintMismatchError",
+    "InputError",
+    "LongMemError",
+    "MemoryConfig",
+    "Recalled",
+    "Reply",
+    "ReplyStream",
+    "Sampling",
+    "Session",
+    "SessionClosedError",
+    "SessionError",
+    "SessionInUseError",
+    "SessionNotFoundError",
+    "SessionStats",
+    "StaleWriterError",
+    "Store",
+    "StoreError",
+    "StoreFormatError",
+    "StoreLockedError",
+    "StoreReadOnlyError",
+    "Timings",
+    "Turn",
+    "TurnTooLargeError",
+    "UnsupportedModelError",
+    "Usage",
+]
 ABOVE_ENGINE = {
     f"longmem.{name}"
-    for name in "session transaction reply_stream opening rebuild ledger history recall decoding".split()
+    for name in [
+        "session",
+        "transaction",
+        "reply_stream",
+        "opening",
+        "rebuild",
+        "ledger",
+        "history",
+        "recall",
+        "decoding",
+    ]
 }
 
 
@@ -94,8 +128,14 @@ def test_the_package_list_is_that_of_the_folders() -> None:
     [
         ("longmem.ops", ()),
         ("longmem.retrieval", ("longmem.errors",)),
-        ("longmem.memory", ("longmem.ops", "longmem.retrieval", "longmem.config", "longmem.errors")),
-        ("longmem.stores", ("longmem.errors", "longmem.store", "longmem.types", "longmem.turn_text")),
+        (
+            "longmem.memory",
+            ("longmem.ops", "longmem.retrieval", "longmem.config", "longmem.errors"),
+        ),
+        (
+            "longmem.stores",
+            ("longmem.errors", "longmem.store", "longmem.types", "longmem.turn_text"),
+        ),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:

@@ -210,7 +210,7 @@ def swap(left: Path, right: Path) -> None:
 def edit(path: Path, sql: str) -> None:
     """Change the database of a closed store behind its back."""
     with sqlite3.connect(path / "longmem.db") as connection:
-        connection.execute(sql)
+        connection.executescript(sql)
     connection.close()
 
 
@@ -237,6 +237,10 @@ def test_a_row_that_points_to_another_sessions_file_is_not_followed(path: Path) 
         ("DELETE FROM commits", lambda handle: handle.read_kv(0, 3, 4)),
         ("UPDATE commits SET stop = 5", lambda handle: handle.read_kv(0, 3, 12)),
         ("UPDATE sessions SET n_tokens = 13", lambda handle: handle.read_kv(0, 3, 13)),
+        (
+            "UPDATE sessions SET n_tokens = 99; UPDATE commits SET stop = 99",
+            lambda handle: handle.read_kv(0, 3, 13),
+        ),
         ("UPDATE sessions SET metadata = '{}'", lambda handle: handle.info),
         ("UPDATE files SET checksums = zeroblob(4)", lambda handle: handle.snapshot()),
     ],

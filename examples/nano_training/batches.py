@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from longmem.nano.dialogue import Line, training_lines
+from longmem.nano.dialogue import Facts, Line, Pool, training_lines
 
 TOKENS = 8192  # per batch, whatever the length of its rows
 SCORED = (
@@ -19,7 +19,7 @@ SCORED = (
 )
 MAX_TURNS = 1024  # per batch
 QUERIES = 256  # positions per batch whose attention is trained to find the fact's turn
-VALUE, ANSWER, OTHER = 1.0, 0.1, 0.05
+VALUE, ANSWER, OTHER = 1.0, 0.1, 0.01
 
 Batch = dict[str, np.ndarray]
 
@@ -38,7 +38,9 @@ class Encoder:
         return self.header[line.role] + self.tokenizer.encode(line.text).ids + self.closing
 
 
-def make_row(rng: random.Random, encoder: Encoder, length: int) -> dict[str, Any]:
+def make_row(
+    rng: random.Random, encoder: Encoder, length: int, shared: Facts | None = None
+) -> dict[str, Any]:
     """One dialogue of `length` tokens.
 
     Every list is per token, `queries` is (position, line of the fact, generic, first step).
@@ -50,7 +52,7 @@ def make_row(rng: random.Random, encoder: Encoder, length: int) -> dict[str, Any
     queries: list[tuple[int, int, bool, bool]] = []
     lines: list[Line] = []
     fact_line: dict[int, int] = {}
-    for line in training_lines(rng, length):
+    for line in training_lines(rng, length, shared):
         index, turn = len(lines), encoder.ids(line)
         lines.append(line)
         if line.act in ("fact", "generic fact"):
@@ -85,7 +87,10 @@ def make_row(rng: random.Random, encoder: Encoder, length: int) -> dict[str, Any
 
 def make_batch(rng: random.Random, encoder: Encoder, length: int) -> Batch:
     """`TOKENS` tokens in rows of `length`, flat positions for scored tokens and queries."""
-    rows = [make_row(rng, encoder, length) for _ in range(TOKENS // length)]
+    shared = None
+    if rng.random() < 0.6:  # the rows' keys are near-duplicates of each other, as in one long history
+        shared = Facts(Pool(rng), owners=rng.randint(12, 60), attributes=rng.randint(4, 20))
+    rows = [make_row(rng, encoder, length, shared) for _ in range(TOKENS // length)]
     line = np.array([row["line"] for row in rows], np.int64)
     batch = {
         "ids": np.array([row["ids"] for row in rows], np.int64),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from nano_training.finding import OTHER_TOKENS, OTHER_TURNS, Found, find
 from torch import Tensor, nn
 from transformers import Qwen3Config
+
+from nano_training.finding import OTHER_TOKENS, OTHER_TURNS, Found, find
 
 MAX_INIT = 16  # columns that may be initial tokens
 

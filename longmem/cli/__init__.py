@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from longmem import __version__
 from longmem.cli import bench, chat, demo, sessions
-from longmem.errors import LongMemError
+from longmem.errors import FingerprintMismatchError, LongMemError
 
 __all__ = ["main"]
 
@@ -46,6 +47,9 @@ def _top(
 
 def main() -> None:
     """Run the command line; errors that longmem raises on purpose are one message, exit code 1."""
+    # Torch's threads wait by spinning; beside another busy process that made nano 60 times slower.
+    # Read when torch is loaded, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a mark
@@ -53,4 +57,6 @@ def main() -> None:
         app()
     except (LongMemError, OSError) as error:
         print(f"longmem: {error}", file=sys.stderr)
+        if isinstance(error, FingerprintMismatchError):
+            print("longmem: on the command line: --model NAME, or --rebuild", file=sys.stderr)
         sys.exit(1)

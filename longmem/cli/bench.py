@@ -10,6 +10,7 @@ import typer
 from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
 
 if TYPE_CHECKING:
+    from longmem.bench.passkey import PassKey
     from longmem.bench.recall import RecallRun
 
 app = typer.Typer(help="Measure speed and recall on this machine.", no_args_is_help=True)
@@ -19,7 +20,9 @@ app = typer.Typer(help="Measure speed and recall on this machine.", no_args_is_h
 def decode(
     history: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Tokens of history; give it twice or more.  [default: 10000 200000]"),
+        typer.Option(
+            min=1, help="Tokens of history; give it twice or more.  [default: 10000 200000]"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -31,9 +34,7 @@ def decode(
 
 @app.command()
 def recall(
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens per dialogue.")
-    ] = 20_000,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens per dialogue.")] = 20_000,
     seeds: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first one.")] = 0,
     unseen: Annotated[bool, typer.Option("--unseen", help="What nano was not trained on.")] = False,
@@ -54,6 +55,29 @@ def recall(
         typer.echo(line)
     if as_json:
         typer.echo(json.dumps({"model": model, "seeds": seeds, **run.figures()}))
+
+
+@app.command()
+def passkey(
+    tokens: Annotated[int, typer.Option(min=1, help="Length of each conversation.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed is another key.")] = 0,
+    model: Model = NANO,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """One number told at five depths of a long chat, and asked for at its end."""
+    engine = load_engine(model, device)
+    from longmem.bench.passkey import measure
+
+    runs = measure(engine, tokens, seed=seed, report=lambda run: typer.echo(_passkey_line(run)))
+    if as_json:
+        found = sum(run.found for run in runs)
+        typer.echo(json.dumps({"model": model, "tokens": tokens, "found": found, "of": len(runs)}))
+
+
+def _passkey_line(run: PassKey) -> str:
+    verdict = "found" if run.found else f"not found ({run.reply!r})"
+    return f"depth {run.depth:>4.0%} of {run.tokens:,} tokens: {run.key} {verdict}"
 
 
 def _lines(run: RecallRun) -> list[str]:

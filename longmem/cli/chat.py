@@ -26,7 +26,7 @@ from longmem.cli.common import (
 from longmem.errors import InputError
 
 if TYPE_CHECKING:
-    from longmem import Reply, ReplyStream, Session
+    from longmem import Reply, ReplyStream, Session, Store
 
 _HELP = """\
 /recall   the turns of long ago that were looked up for the last reply
@@ -58,17 +58,29 @@ def chat(
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     with open_store(store) as opened:  # first: a store in use is known before a model is loaded
         engine = load_engine(model, device)
-        with engine.session(
-            session, store=opened, system=system, metadata={"model": model}, rebuild=rebuild
-        ) as talk:
+        with (
+            _nothing_left_of_nothing(opened, session),
+            engine.session(
+                session, store=opened, system=system, metadata={"model": model}, rebuild=rebuild
+            ) as talk,
+        ):
             console = Chat(talk, options, interactive=sys.stdin.isatty())
-            console.greet(f"{store or default_store()}", model)
+            console.greet(f"{store or default_store()}", model, "all" if rebuild else "none")
             refused = console.run()
-            said = talk.stats().turns
-        if not said:
-            opened.delete(session)
     if refused and not console.interactive:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _nothing_left_of_nothing(store: Store, id: str) -> Iterator[None]:
+    """A new session in which nothing was said, perhaps for a typing error in its id, goes again."""
+    before = {info.id for info in store.sessions()}
+    try:
+        yield
+    finally:
+        for info in store.sessions():
+            if info.id == id and id not in before and not info.n_turns:
+                store.delete(id)
 
 
 class Chat:
@@ -85,12 +97,13 @@ class Chat:
         self.interactive = interactive
         self._last: Reply | None = None
 
-    def greet(self, store: str, model: str) -> None:
-        """Where the session lives and how much of it there is."""
+    def greet(self, store: str, model: str, reread: str) -> None:
+        """Where the session lives, how much of it there is, and how much of that was read again."""
         stats = self._session.stats()
         self._note(f"session {self._session.id} in {store}")
         if stats.turns:
-            self._note(f"resumed: {stats.turns:,} turns, {stats.tokens:,} tokens, none read again")
+            size = f"{stats.turns:,} turns, {stats.tokens:,} tokens"
+            self._note(f"resumed: {size}, {reread} read again")
         if model == NANO:
             self._note(
                 "nano is tiny: it remembers facts you tell it and answers questions about them;\n"

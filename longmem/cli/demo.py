@@ -86,10 +86,10 @@ def day_one(
     """Day 1 of `longmem demo`, in a process of its own."""
     screen = console()
     started = time.perf_counter()
+    report.begin(screen, 1, f"tells facts between {tokens:,} tokens of chatter")
     engine = load_engine(model, device)
     from longmem.bench.demo import tell_day
 
-    report.begin(screen, 1, f"tells facts between {tokens:,} tokens of chatter")
     with open_store(store) as opened, _bar(screen, tokens) as advance:
         about = {"model": model}
         day = tell_day(engine, opened, session, tokens, seed, unseen, about, advance)
@@ -107,10 +107,10 @@ def day_two(
 ) -> None:
     """Day 2 of `longmem demo`, in a process of its own."""
     screen = console()
+    report.begin(screen, 2, "knows nothing but the store, and is asked for the facts")
     engine = load_engine(model, device)
     from longmem.bench.demo import DayTwo
 
-    report.begin(screen, 2, "knows nothing but the store, and is asked for the facts")
     day = DayTwo(engine, lambda: open_store(store), session, questions)
     try:
         report.resumed(screen, day, session)
@@ -159,3 +159,6 @@ def _bar(screen: Console, tokens: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=screen) as progress:
         task = progress.add_task("", total=tokens)
         yield lambda done: progress.update(task, completed=done)
+        progress.update(
+            task, total=progress.tasks[task].completed
+        )  # a day is never exactly as asked

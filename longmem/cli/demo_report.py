@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -78,9 +79,9 @@ def table(screen: Console, day: DayTwo, model: str) -> None:
     ):
         rows.add_row(f"bytes on {place}", readable_bytes(count), "")
     tokens = f"{stats.tokens:,} tokens, window {day.session.engine.config.n_local:,}"
-    screen.print(Rule(Text(f"{model}: {tokens}", "bold"), align="left"))
+    screen.print(Rule(Text(f"{Path(model).name}: {tokens}", "bold"), align="left"))
     screen.print(rows)
-    screen.print(f"\n  {_note(model)}", style="dim")
+    screen.print(Padding(Text(_note(model), "dim"), (1, 0, 0, 2)))
 
 
 def kept(screen: Console, store: Path, session: str, model: str) -> None:
@@ -132,6 +133,6 @@ def _note(model: str) -> str:
     if model == NANO:
         return intervals
     return (
-        f"{intervals} {model} was never trained to answer through a\n"
-        "  memory; nano was. What it misses here may be the model's doing or the memory's."
+        f"{intervals} nano was trained to answer through a memory, this model was not: what it "
+        "misses may be the model's doing or the memory's."
     )

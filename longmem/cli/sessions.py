@@ -108,7 +108,7 @@ def verify(
         for problem in problems:
             where = ", ".join(part for part in (problem.session, problem.file) if part)
             typer.echo(f"{where}: {problem.message}" if where else problem.message)
-        typer.echo(f"{len(problems)} problems." if problems else "Sound.")
+        typer.echo(f"Found wrong: {len(problems)}." if problems else "Sound.")
     if problems:
         raise typer.Exit(1)
 
@@ -179,7 +179,7 @@ def _print_table(found: Sequence[SessionInfo]) -> None:
     for title in ("turns", "tokens", "on disk"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("last used", no_wrap=True)
-    table.add_column("model", overflow="fold")
+    table.add_column("begun with", overflow="fold")
     for info in found:
         table.add_row(
             Text(info.id),

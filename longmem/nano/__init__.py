@@ -20,8 +20,8 @@ def memory() -> MemoryConfig:
         block_size=32,
         block_boundaries="turn",
         topk=8,
-        repr_topk=32,
-        lookup_layers=(2, 3),
+        repr_topk=8,
+        lookup_layers=(2,),
         lookup_span=256,
         stride=8,
     )

@@ -228,16 +228,21 @@ class Pool:
         )
 
     def _title(self) -> str:
-        adjective = self.rng.choice(ph.part(ph.ADJECTIVES, self.unseen))
-        nouns = self.rng.sample(ph.part(ph.NOUNS, self.unseen), self.rng.choice((1, 1, 2)))
-        return " ".join(word.capitalize() for word in (adjective, *nouns))
+        words = [self._word(ph.ADJECTIVES)]
+        words += [self._word(ph.NOUNS) for _ in range(self.rng.choice((1, 1, 2)))]
+        return " ".join(word.capitalize() for word in words)
 
     def _phrase(self) -> str:
-        nouns = self.rng.sample(ph.part(ph.NOUNS, self.unseen), 2)
-        adjective = self.rng.choice(ph.part(ph.ADJECTIVES, self.unseen))
-        return self.rng.choice(ph.PHRASE_SHAPES).format(
-            adjective=adjective, one=nouns[0], two=nouns[1]
-        )
+        adjective, one, two = (self._word(w) for w in (ph.ADJECTIVES, ph.NOUNS, ph.NOUNS))
+        return self.rng.choice(ph.PHRASE_SHAPES).format(adjective=adjective, one=one, two=two)
+
+    def _word(self, words: tuple[str, ...]) -> str:
+        """A word of the list or, in training, often two halves of words: no list to learn by heart."""
+        first, second = (self.rng.choice(ph.part(words, self.unseen)) for _ in range(2))
+        if self.unseen or self.rng.random() < 0.4:
+            return first
+        blend = first[: self.rng.randint(1, len(first))] + second[self.rng.randint(1, len(second)) :]
+        return first if blend in words else blend
 
     def _date(self) -> str:
         months = ph.MONTHS
@@ -356,7 +361,9 @@ def _tell(pool: Pool, key: Key, before: tuple[str, int] | None) -> tuple[str, st
     return (pool.update if before else pool.fact)(key, value), value
 
 
-def training_lines(rng: random.Random, tokens: int = 512) -> Iterator[Line]:
+def training_lines(
+    rng: random.Random, tokens: int = 512, shared: Facts | None = None
+) -> Iterator[Line]:
     """An endless dense dialogue to train on: every fact is asked once, some are updated before.
 
     How many facts are open at a time, how many owners share them and how much chatter lies
@@ -365,9 +372,10 @@ def training_lines(rng: random.Random, tokens: int = 512) -> Iterator[Line]:
     Args:
         rng: the only source of randomness.
         tokens: about how many tokens will be used; sets how many facts may be open at a time.
+        shared: keys shared with other dialogues, so that theirs compete too; None has its own.
     """
-    pool = Pool(rng)
-    facts = Facts(pool, owners=rng.randint(1, 8), attributes=rng.randint(2, 8))
+    facts = shared or Facts(Pool(rng), owners=rng.randint(1, 8), attributes=rng.randint(2, 8))
+    pool = facts.pool
     share_chatter, share_updates = (
         rng.choice((0.0, 0.0, 0.1, 0.3, 0.6)),
         rng.choice((0.0, 0.15, 0.4)),
@@ -390,10 +398,9 @@ def training_lines(rng: random.Random, tokens: int = 512) -> Iterator[Line]:
         elif asking:
             index = open_keys.pop(rng.randrange(len(open_keys)))
             key, value = told[index]
+            act = "generic" if key.generic and not shared else "answer"
             yield Line("user", pool.question(key), "question", index)
-            yield Line(
-                "assistant", f"{value}.", "generic" if key.generic else "answer", index, value
-            )
+            yield Line("assistant", f"{value}.", act, index, value)
         else:
             stale = [index for index in open_keys if index not in changed]
             if stale and rng.random() < share_updates:
@@ -407,6 +414,6 @@ def training_lines(rng: random.Random, tokens: int = 512) -> Iterator[Line]:
                 text, value = _tell(pool, key, None)
                 told.append((key, value))
                 open_keys.append(index)
-            act = "generic fact" if key.generic else "fact"
+            act = "generic fact" if key.generic and not shared else "fact"
             yield Line("user", text, act, index, value)
             yield Line("assistant", pool.ack(), "ack")
