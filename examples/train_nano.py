@@ -51,13 +51,13 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
 
 
 def draw_geometry(rng: random.Random, rows: int, length: int) -> dict[str, torch.Tensor]:
-    """Per row: a quarter plain attention, the rest a window and far keys, constant or ordered."""
+    """Per row: some plain attention, the rest a window and far keys, constant or ordered."""
 
     def column(values: list[int]) -> torch.Tensor:
         return torch.tensor(values)[:, None]
 
-    low, high = min(96, length // 4), min(320, length * 5 // 8)
-    plain = [rng.random() < 0.25 for _ in range(rows)]
+    low, high = min(64, length // 4), min(256, length * 5 // 8)
+    plain = [rng.random() < 0.15 for _ in range(rows)]
     return {
         "n_local": column([length if p else rng.randint(low, high) for p in plain]),
         "n_init": column([rng.randint(1, 16) for _ in range(rows)]),

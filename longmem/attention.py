@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -76,16 +76,20 @@ def attach(model: PreTrainedModel) -> ModelInfo:
         )
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, _mask)
-    before = _implementations(model.config)
+    before, training = _implementations(model.config), model.training
     try:
+        model.eval()
         _refuse_by_config(model)
         _set_implementation(model)
         return _measure(model)
     except BaseException as error:
         model.set_attn_implementation(before)
         if isinstance(error, ProbeError):
-            raise _unsupported(model, str(error)) from None
+            raise _unsupported(model, str(error)) from error.__cause__
         raise
+    finally:
+        if training:
+            model.train()
 
 
 @torch.no_grad()
@@ -100,7 +104,7 @@ def forward(model: PreTrainedModel, ids: Tensor, router: Router, last: Tensor) -
     Returns:
         Logits ``[n, V]`` float32.
     """
-    keep = {"logits_to_keep": last} if "logits_to_keep" in _parameters(type(model)) else {}
+    keep = {"logits_to_keep": last} if "logits_to_keep" in _parameters(type(model).forward) else {}
     with _routing(router):
         output = model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, **keep)
     return cast(Tensor, (output.logits if keep else output.logits[:, last])[0].float())
@@ -116,8 +120,8 @@ def _routing(router: Router | Probe) -> Iterator[None]:
 
 
 @cache
-def _parameters(model: type[PreTrainedModel]) -> frozenset[str]:
-    return frozenset(inspect.signature(model.forward).parameters)
+def _parameters(function: Hashable) -> frozenset[str]:
+    return frozenset(inspect.signature(cast(Any, function)).parameters)
 
 
 def _attention(
@@ -196,7 +200,7 @@ def _refuse_by_config(model: PreTrainedModel) -> None:
         raise ProbeError("multi-head latent attention (MLA) does not keep plain keys and values")
     if getattr(config, "num_kv_shared_layers", None):
         raise ProbeError("some of its layers share the keys and values of others")
-    if "position_ids" not in _parameters(type(model)):
+    if "position_ids" not in _parameters(type(model).forward):
         alibi = any("alibi" in name for name in vars(sys.modules[type(model).__module__]))
         raise ProbeError(f"it takes no position ids{' (it uses ALiBi)' if alibi else ''}")
     if model.get_output_embeddings() is None:
@@ -276,7 +280,7 @@ def _rotation_tables(model: PreTrainedModel) -> list[Tensor]:
 def _position_limits(config: Any) -> list[int]:
     """Trained positions, and those trained on before the context was extended, largest first."""
     rope = getattr(config, "rope_parameters", None) or {}
-    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    parts = [rope, config.to_dict(), *(part for part in rope.values() if isinstance(part, dict))]
     first = [part.get("original_max_position_embeddings") for part in parts]
     trained = _trained_positions(config)
     return sorted({trained, *(int(p) for p in first if p and p < trained)}, reverse=True)

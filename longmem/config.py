@@ -81,7 +81,9 @@ def _readable(error: ValidationError) -> str:
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"]) or "MemoryConfig"
         if item["type"] == "extra_forbidden":
-            lines.append(f"MemoryConfig has no setting {name!r}; see longmem.MemoryConfig for the list")
+            lines.append(
+                f"MemoryConfig has no setting {name!r}; see longmem.MemoryConfig for the list"
+            )
         else:
             lines.append(f"MemoryConfig.{name}: {item['msg']} (given: {item.get('input')!r})")
     return "\n".join(lines)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from longmem.decoding import Decoding, Extensions
 from longmem.engine import Segment
-from longmem.errors import ChatFormatError, InputError, SessionInUseError, TurnTooLargeError
+from longmem.errors import (
+    ChatFormatError,
+    ConfigError,
+    InputError,
+    SessionInUseError,
+    TurnTooLargeError,
+)
 from longmem.ledger import Draft
 from longmem.memory import SessionMemory
-from longmem.sampling import Sampling, new_generator
+from longmem.sampling import Sampling, load_generator, new_generator, save_generator
 from longmem.store import TurnRecord
 
 if TYPE_CHECKING:
@@ -36,8 +42,9 @@ class Conversation:
         self.memory: SessionMemory | None = opened.memory
         """None before the first turn, which decides how many initial tokens there are."""
         self.generator = new_generator(engine.device)
-        if opened.rng is not None and opened.rng.numel() == self.generator.get_state().numel():
-            self.generator.set_state(opened.rng)  # of another type of device: a new seed will do
+        if opened.rng is not None:
+            with suppress(ConfigError):  # written on another type of device: a new seed will do
+                self.generator = load_generator(engine.device, opened.rng)
         self._busy = threading.Lock()
 
     @contextmanager
@@ -161,7 +168,7 @@ class Transaction:
         Raises:
             StoreError: nothing was committed.
         """
-        state = {"rng": self.conversation.generator.get_state()}
+        state = {"rng": save_generator(self.conversation.generator)}
         turns = self.conversation.ledger.commit(drafts, self.memory, state)
         self.committed = True
         return turns

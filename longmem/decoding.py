@@ -199,7 +199,7 @@ class Decoding:
         """Feed the last sampled token and the template's closing, on the last look-up."""
         chat, last = self._engine.chat, self._sampled[-1]
         closing = chat.close_ids(last)
-        if last in chat.eos_ids and not chat.reads_eos(last):
+        if last in self._sampler.eos_ids and not chat.reads_eos(last):
             self._ids.pop()  # an end token no conversation of the template holds
             tail = closing
         else:

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from longmem.attention import attach, forward
-from longmem.chat_format import ChatFormat
+from longmem.chat import ChatFormat
 from longmem.config import MemoryConfig
-from longmem.errors import ConfigError
+from longmem.errors import ChatFormatError, ConfigError
 from longmem.fair_lock import FairLock
 from longmem.fingerprint import fingerprint
 from longmem.memory import ForwardPass, Reading, ReadSpan, SessionMemory
@@ -98,6 +98,11 @@ class Engine:
         self.chat = ChatFormat.from_tokenizer(
             self.tokenizer, keep_reasoning=self.config.keep_reasoning
         )
+        if not self.chat.reply_header_ids():
+            raise ChatFormatError(
+                "this chat template has no text that asks for a reply, which the first look-up of a "
+                "reply needs; give the tokenizer a template with a generation prompt"
+            )
         self.device = self.model.get_input_embeddings().weight.device
         self.tokens_read = 0
         """Tokens fed to the model so far, over all sessions."""
@@ -126,7 +131,7 @@ class Engine:
         Raises:
             ConfigError: no model could be loaded from there.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(device)
         dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")  # type: ignore[assignment]  # "auto" is transformers' word for the checkpoint's dtype
         try:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
@@ -254,6 +259,19 @@ def _passes(
             at += span.tokens
     if ids:
         yield Feed(memory, ids, spans, starts, trace)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {str(name)!r} cannot be used: {reason}; choose another, for instance "
+            'device="cpu"'
+        ) from error
+    return device
 
 
 def _default_memory(max_positions: int) -> MemoryConfig:

@@ -24,11 +24,13 @@ _MOST_CHARACTERS = 256
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """What a session starts from. `memory` is None before its first turn."""
+    """What a session starts from. `memory` is None before its first turn; `created` tells that the
+    store did not have it."""
 
     ledger: Ledger
     memory: SessionMemory | None = None
     rng: Tensor | None = None
+    created: bool = False
 
 
 def open_session(
@@ -45,13 +47,13 @@ def open_session(
     check_id(id)
     if store is None:
         return Opened(Ledger(None))
-    handle = _claim(engine, id, store, owner, metadata)
+    handle, created = _claim(engine, id, store, owner, metadata)
     try:
         if rebuild and handle.info.n_turns:
             rebuild_session(engine, store, handle, session_info(engine, handle.info), progress)
         elif handle.info.n_turns:
             check(handle.info.fingerprint, engine.fingerprint, id)
-        return _resume(engine, handle)
+        return replace(_resume(engine, handle), created=created)
     except BaseException:
         handle.close()
         raise
@@ -66,7 +68,9 @@ def check_id(id: str) -> None:
     if not isinstance(id, str) or not id.strip():
         raise InputError(f"a session id is a non-empty string, not {id!r}")
     if len(id) > _MOST_CHARACTERS:
-        raise InputError(f"session id of {len(id)} characters; at most {_MOST_CHARACTERS} are allowed")
+        raise InputError(
+            f"session id of {len(id)} characters; at most {_MOST_CHARACTERS} are allowed"
+        )
     bad = sorted({c for c in id if c in "/\\" or not c.isprintable()})
     if bad or id in (".", ".."):
         raise InputError(
@@ -87,17 +91,18 @@ def session_info(engine: Engine, base: SessionInfo) -> SessionInfo:
 
 def _claim(
     engine: Engine, id: str, store: Store, owner: str | None, metadata: Mapping[str, Any]
-) -> SessionHandle:
+) -> tuple[SessionHandle, bool]:
+    """The claimed session, and whether it was created for that."""
     try:
         handle = store.open(id)
     except SessionNotFoundError:
         now = time.time()
         empty = SessionInfo(id, owner, metadata, {}, (), "", now, now)
-        return store.create(session_info(engine, empty))
+        return store.create(session_info(engine, empty)), True
     if owner is not None and handle.info.owner != owner:
         handle.close()
         raise SessionNotFoundError(f"owner {owner!r} has no session {id!r} in this store")
-    return handle
+    return handle, False
 
 
 def _resume(engine: Engine, handle: SessionHandle) -> Opened:

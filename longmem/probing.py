@@ -7,6 +7,7 @@ or the order of the tokens. Layers are described by what they did, not by what t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -203,7 +204,8 @@ def loud(like: Tensor, scaling: float) -> Tensor:
     """Made-up queries or keys of a tensor's shape ``[1, H, T, D]``, float32, whose logits are
     large enough for caps and sinks to show."""
     made = torch.randn(like.shape, generator=torch.Generator().manual_seed(like.shape[1]))
-    return (made * (8 / (scaling * like.shape[3] ** 0.5)) ** 0.5).to(like.device)
+    loudness = math.sqrt(8 / (scaling * math.sqrt(like.shape[3])))
+    return (made * loudness).to(like.device)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

@@ -64,9 +64,7 @@ def _replay(
             progress(done, total)
 
 
-def _drafts(
-    engine: Engine, records: Sequence[TurnRecord], same_tokens: bool
-) -> Iterator[Draft]:
+def _drafts(engine: Engine, records: Sequence[TurnRecord], same_tokens: bool) -> Iterator[Draft]:
     previous = None
     for record in records:
         if same_tokens:

@@ -11,9 +11,12 @@ from longmem.types import Recalled
 
 
 def recalled(
-    choices: Iterable[Choice], memory: SessionMemory, history: History
+    choices: Iterable[Choice], memory: SessionMemory, history: History, n_tokens: int
 ) -> tuple[Recalled, ...]:
     """The turns whose blocks were looked up, the best first.
+
+    Blocks of the exchange under way, from position `n_tokens` on, are left out: what was said a
+    moment ago is not recalled.
 
     A block's share of a look-up counts for every turn it holds a part of; a turn's score is the
     mean over all look-ups of the reply.
@@ -24,22 +27,24 @@ def recalled(
     for choice in choices:
         total += 1
         for block, share in zip(choice.blocks, choice.shares, strict=True):
-            votes[block] += share
-            lookups[block] += 1
+            if memory.table.span(block)[0] < n_tokens:
+                votes[block] += share
+                lookups[block] += 1
     if not votes:
         return ()
-    return _by_turn(votes, lookups, total, memory, history)
+    spans = {block: _ends(memory.table.span(block), n_tokens) for block in sorted(votes)}
+    return _by_turn(votes, lookups, total, spans, history)
 
 
 def _by_turn(
     votes: dict[int, float],
     lookups: dict[int, int],
     total: int,
-    memory: SessionMemory,
+    spans: dict[int, tuple[int, int]],
     history: History,
 ) -> tuple[Recalled, ...]:
-    blocks = sorted(votes)
-    ends = [p for b in blocks for p in _ends(memory.table.span(b))]
+    blocks = list(spans)
+    ends = [position for span in spans.values() for position in span]
     holders = history.turns_at(ends)
     score: dict[int, float] = defaultdict(float)
     count: dict[int, int] = defaultdict(int)
@@ -52,11 +57,9 @@ def _by_turn(
     for index in best:
         if index not in turns:
             turns[index] = history.turns(index, index + 1)[0]
-    return tuple(
-        Recalled(as_turn(turns[i]), min(1.0, score[i] / total), count[i]) for i in best
-    )
+    return tuple(Recalled(as_turn(turns[i]), min(1.0, score[i] / total), count[i]) for i in best)
 
 
-def _ends(span: tuple[int, int]) -> tuple[int, int]:
-    """First and last position of a block."""
-    return span[0], span[1] - 1
+def _ends(span: tuple[int, int], n_tokens: int) -> tuple[int, int]:
+    """First and last committed position of a block."""
+    return span[0], min(span[1], n_tokens) - 1

@@ -121,8 +121,10 @@ class ReplyStream:
             yield from decoding.run(self._stopping.is_set, self._check_cancelled)
             decoded = time.perf_counter()
             drafts = decoding.drafts()
-            history = self._conversation.ledger.history
-            looked_up = recalled(decoding.choices, transaction.memory, history)
+            ledger = self._conversation.ledger
+            looked_up = recalled(
+                decoding.choices, transaction.memory, ledger.history, ledger.n_tokens
+            )
             turns = transaction.commit(drafts) if self._commit else []
             first = decoding.first_token_at
             self._reply = Reply(

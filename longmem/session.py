@@ -68,6 +68,8 @@ class Session:
             self._begin(system)
         except BaseException:
             self.close()
+            if opened.created and store is not None:
+                store.delete(id)
             raise
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
 """Turn sampled token ids into text while they arrive.
 
 Three stages, each holding back what it cannot decide yet: bytes that are not a whole character
-(`IncrementalDecoder`), reasoning (`longmem.reasoning`), and what may be the beginning of a stop
+(`IncrementalDecoder`), reasoning (`longmem.chat.reasoning`), and what may be the beginning of a stop
 string. The work per token does not depend on the length of the reply.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from longmem.reasoning import THINK_TAGS, ReasoningFilter, Tags, held_back
+from longmem.chat.reasoning import THINK_TAGS, ReasoningFilter, Tags, held_back
 
 REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are not (yet) a character."""

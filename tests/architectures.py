@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
 }
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _LOCAL_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_LOUD = ("q_proj", "k_proj", "qkv", "query_key_value")
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 _SLIDING: dict[str, Any] = {"sliding_window": 24, "layer_types": _MIXED}
 
@@ -124,7 +125,6 @@ HELD: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("nemotron", {}),
     "apertus": ("apertus", {}),
     "arcee": ("arcee", {}),
-    "hunyuan": ("hunyuan_v1_dense", {}),
     "ernie4_5": ("ernie4_5", {}),
     "ernie4_5_moe": (
         "ernie4_5_moe",
@@ -155,41 +155,129 @@ HELD: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat": ("nanochat", {}),
     "minimax_m2": ("minimax_m2", {**_LOCAL_EXPERTS}),
     "jais2": ("jais2", {}),
-    "lfm2": ("lfm2", {}),
-    "afmoe": ("afmoe", {**_SLIDING}),
-    "solar_open": ("solar_open", {}),
+    "afmoe": ("afmoe", {**_SLIDING, "num_dense_layers": 3}),
     "cwm": ("cwm", _SLIDING),
     "hyperclovax": ("hyperclovax", {}),
-    "gemma4_text": ("gemma4_text", {}),
-    "doge": ("doge", {}),
-    "diffllama": ("diffllama", {}),
-    "mimo_v2_flash": ("mimo_v2_flash", {}),
-    "modernbert-decoder": ("modernbert-decoder", {}),
+    "modernbert_decoder": ("modernbert-decoder", {"local_attention": 32}),
     "granite_swa": ("granite_swa", {**_SLIDING, "attention_multiplier": 0.3}),
-    "hunyuan_v1_moe": ("hunyuan_v1_moe", {}),
-    "exaone_moe": ("exaone_moe", {}),
-    "youtu": ("youtu", {}),
-    "laguna": ("laguna", {}),
-    "internlm3": ("internlm3", {}),
-    "falcon": ("falcon", {}),
-    "gptj": ("gptj", {}),
-    "gpt_bigcode": ("gpt_bigcode", {}),
-    "codegen": ("codegen", {}),
+    "flint": ("flint", _SLIDING),
+    "jetmoe": ("jetmoe", {"num_local_experts": 2, "num_experts_per_tok": 1, "kv_channels": 16}),
+}
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+_MAMBA: dict[str, Any] = {
+    **SIZES,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+}
+_MLA: dict[str, Any] = {
+    **SIZES,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_STATE = "keep state outside attention"
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "lfm2": ({**SIZES, "layer_types": ["conv", "full_attention", "conv"]}, "short convolutions"),
+    "mamba": ({"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2}, _STATE),
+    "rwkv": ({"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2}, _STATE),
+    "jamba": (
+        {**SIZES, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+        _STATE,
+    ),
+    "falcon_h1": ({**SIZES, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}, _STATE),
+    "bamba": ({**_MAMBA, "attn_layer_indices": [1]}, _STATE),
+    "granitemoehybrid": (
+        {**_MAMBA, **_LOCAL_EXPERTS, "layer_types": ["mamba", "attention", "mamba"]},
+        _STATE,
+    ),
+    "qwen3_next": (
+        {
+            **SIZES,
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 24,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        _STATE,
+    ),
+    "recurrent_gemma": ({**SIZES, "lru_width": 64, "attention_window_size": 16}, _STATE),
+    "deepseek_v2": (_MLA, "latent attention"),
+    "deepseek_v3": (_MLA, "latent attention"),
+    "gpt2": (
+        {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4},
+        "learned or sinusoidal position embeddings",
+    ),
+    "opt": ({**_SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32}, "learned or sinusoidal"),
+    "bloom": ({"vocab_size": 200, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "ALiBi"),
+    "mpt": ({"vocab_size": 200, "d_model": 32, "n_layers": 2, "n_heads": 4}, "ALiBi"),
+    "gptj": (
+        {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+        "attention interface",
+    ),
+    "falcon": (_SMALL, "attention interface"),
+    "llama4_text": (
+        {**SIZES, "intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 32},
+        "chunked attention",
+    ),
+    "gemma3n_text": (
+        {
+            **SIZES,
+            "num_kv_shared_layers": 1,
+            "vocab_size_per_layer_input": 200,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": None,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+        "share the keys and values",
+    ),
+    "hunyuan_v1_dense": (SIZES, "not a known rotation"),
+    "diffllama": (SIZES, "more than once"),
+    "mimo_v2_flash": ({**SIZES, **_EXPERTS}, "differ in shape"),
+    "bert": ({**_SMALL, "intermediate_size": 48, "is_decoder": True}, "learned or sinusoidal"),
 }
 
 
-def build(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A random float32 model with eager attention, its weights far from their initial values."""
+def build(name: str, *, shaken: bool = True, **changes: Any) -> PreTrainedModel:
+    """A random model (float32 unless `dtype` is given), its weights far from their initial values."""
     kind, values = HELD[name]
-    return build_kind(kind, seed, **{**values, **changes})
+    return build_kind(kind, shaken=shaken, **{**values, **changes})
 
 
-def build_kind(kind: str, seed: int = 0, **values: Any) -> PreTrainedModel:
-    """As `build`, by transformers' model type and settings."""
-    torch.manual_seed(seed)
-    config = CONFIG_MAPPING[kind](**{**SIZES, **values})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    shake(model)
+def build_kind(
+    kind: str,
+    *,
+    shaken: bool = True,
+    own_sizes: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **values: Any,
+) -> PreTrainedModel:
+    """As `build`, by transformers' model type and settings (with `own_sizes`, no others)."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](**(values if own_sizes else {**SIZES, **values}))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+    model.eval()
+    if shaken:
+        shake(model)
     return model
 
 
@@ -202,9 +290,5 @@ def shake(model: PreTrainedModel) -> None:
             if weight.dim() < 2:
                 weight.add_(0.3 * noise)
             else:
-                gain = (
-                    2.0
-                    if any(part in name for part in ("q_proj", "k_proj", "qkv", "query_key_value"))
-                    else 1.0
-                )
+                gain = 1.5 if any(part in name for part in _LOUD) else 1.0
                 weight.copy_(gain * noise / weight.shape[-1] ** 0.5)

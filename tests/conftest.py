@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # read by torch: waiting threads sleep, not spin
+
 from pathlib import Path
 
 import pytest

@@ -25,7 +25,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from longmem.chat_format import ChatFormat, split_reasoning, validate_text
+from longmem.chat.format import ChatFormat, split_reasoning, validate_text
 from longmem.errors import ChatFormatError, InputError
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
@@ -279,30 +279,30 @@ def broken(template: str) -> Any:
     return built
 
 
-SIMPLE = (
-    "{% for m in messages %}{% set last = loop.last %}{% set i = loop.index0 %}"
-    "<s>{{ m.role }}\n{{ m.content }}%s{% endfor %}{% if add_generation_prompt %}"
-    "<s>assistant\n{% endif %}"
-)
+def simple(closing: str, opening: str = "") -> Any:
+    return broken(
+        "{% for m in messages %}{% set last = loop.last %}{% set i = loop.index0 %}"
+        "<s>{{ m.role }}\n" + opening + "{{ m.content }}" + closing + "{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+    )
 
 
 def test_an_end_token_the_template_leaves_out_at_the_very_end_closes_the_reply() -> None:
-    tok = broken(SIMPLE % "{% if not last or m.role != 'assistant' %}</s>{% endif %}")
+    tok = simple("{% if not last or m.role != 'assistant' %}</s>{% endif %}")
     chat = ChatFormat.from_tokenizer(tok)
-    assert chat.eos_ids == {tok.eos_token_id}
+    assert tok.eos_token_id in chat.eos_ids
     assert chat.close_ids(tok.eos_token_id) == [] and chat.close_ids(65) == [tok.eos_token_id]
 
 
 def test_a_calling_turn_written_with_its_reasoning_until_the_user_speaks_is_no_obstacle() -> None:
-    open_call = "messages[i + 1].role == 'tool' and messages | length == i + 2"
-    think = "{% if m.role == 'assistant' and not last and " + open_call + " %}(thought){% endif %}"
-    chat = ChatFormat.from_tokenizer(broken(SIMPLE % (think + "</s>\n")))
-    assert "tool" in chat.roles
+    later_users = "messages[i:] | selectattr('role', 'equalto', 'user') | list"
+    think = "{% if m.role == 'assistant' and not " + later_users + " %}(thought){% endif %}"
+    assert "tool" in ChatFormat.from_tokenizer(simple("</s>\n", think)).roles
 
 
 def test_an_order_that_the_template_writes_in_a_way_of_its_own_is_refused_alone() -> None:
-    again = "{% if not last and messages[i + 1].role == m.role %}</s>{% else %}</s>\n{% endif %}"
-    chat = ChatFormat.from_tokenizer(broken(SIMPLE % again))
+    again = "not last and messages[i + 1].role == m.role"
+    chat = ChatFormat.from_tokenizer(simple("{% if " + again + " %}!{% endif %}</s>\n"))
     assert chat.turn_ids("user", "x", previous="assistant")
     with pytest.raises(ChatFormatError, match="no user turn right after 'user'"):
         chat.turn_ids("user", "x", previous="user")

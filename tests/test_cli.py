@@ -69,6 +69,7 @@ def test_every_command_explains_itself(longmem: Command, command: str) -> None:
         ("sessions", "show"),
         ("sessions", "import", "there-is-no-such-file.jsonl", "--session", "x"),
         ("bench", "recall", "--seeds", "0"),
+        ("bench", "decode", "--history", "x"),
     ],
     ids=" ".join,
 )
@@ -257,7 +258,8 @@ def test_interrupting_a_reply_keeps_what_was_said(store: str) -> None:
 
 
 def test_recall_is_measured_with_its_interval(longmem: Command) -> None:
-    done = longmem("bench", "recall", "--tokens", "1000", "--seeds", "1", "--json")
+    sizes = ("--tokens", "1000", "--seeds", "1")
+    done = longmem("bench", "recall", *sizes, "--set", "scorer=representative", "--json")
     figures = json.loads(done.out.splitlines()[-1])
     assert figures["questions"] == 2 and len(figures["recall_interval"]) == 2
     assert "window only" in done.out
@@ -269,6 +271,12 @@ def test_the_pass_key_is_asked_for_at_every_depth(longmem: Command) -> None:
     assert json.loads(done.out.splitlines()[-1])["of"] == 5
 
 
-def test_the_time_per_token_is_measured(longmem: Command) -> None:
+def test_the_time_per_token_is_measured(longmem: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longmem.bench.decode.REPLY_TOKENS", 2)
     done = longmem("bench", "decode", "--history", "300", "--history", "600", "--json")
     assert len(json.loads(done.out.splitlines()[-1])["decode"]) == 2
+
+
+def test_an_unknown_setting_is_one_message(longmem: Command) -> None:
+    done = longmem("bench", "recall", "--set", "colour=red")
+    assert done.code == 1 and "no setting 'colour'" in done.err

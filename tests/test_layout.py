@@ -134,7 +134,7 @@ def test_the_package_list_is_that_of_the_folders() -> None:
         ),
         (
             "longmem.stores",
-            ("longmem.errors", "longmem.store", "longmem.types", "longmem.turn_text"),
+            ("longmem.errors", "longmem.store", "longmem.types", "longmem.chat.turn_text"),
         ),
     ],
 )

@@ -6,9 +6,11 @@ import itertools
 import random
 
 import pytest
+from nano_training.lines import Line, training_lines
 
 from longmem.nano import phrases
-from longmem.nano.dialogue import KINDS, Dialogue, Key, Line, Pool, make_dialogue, training_lines
+from longmem.nano.dialogue import Dialogue, make_dialogue
+from longmem.nano.pool import KINDS, Key, Pool
 
 
 def count(text: str) -> int:

@@ -6,7 +6,12 @@ import pytest
 import torch
 from conftest import SMALL, chatter
 from test_resume import probe_logits
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from longmem import Engine
 from longmem.stores import InMemoryStore

@@ -191,9 +191,12 @@ def test_a_damaged_file_is_an_error_and_a_rebuild_heals_it(engine, tmp_path):
 
 
 def test_a_session_cannot_be_opened_twice_in_one_process(engine, tmp_path):
-    with SQLiteStore(tmp_path / "s") as store, engine.session("a", store=store):
-        with pytest.raises(SessionInUseError):
-            engine.session("a", store=store)
+    with (
+        SQLiteStore(tmp_path / "s") as store,
+        engine.session("a", store=store),
+        pytest.raises(SessionInUseError),
+    ):
+        engine.session("a", store=store)
 
 
 def test_a_store_cannot_be_written_by_two_processes(engine, tmp_path):

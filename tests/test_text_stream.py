@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from longmem.chat_format import split_reasoning
+from longmem.chat.format import split_reasoning
 from longmem.text_stream import IncrementalDecoder, TextStream
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

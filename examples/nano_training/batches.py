@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from longmem.nano.dialogue import Facts, Line, Pool, training_lines
+from longmem.nano.pool import Facts, Pool
+from nano_training.lines import INVENTED, Line, training_lines
 
 TOKENS = 8192  # per batch, whatever the length of its rows
 SCORED = (
@@ -88,8 +89,11 @@ def make_row(
 def make_batch(rng: random.Random, encoder: Encoder, length: int) -> Batch:
     """`TOKENS` tokens in rows of `length`, flat positions for scored tokens and queries."""
     shared = None
-    if rng.random() < 0.6:  # the rows' keys are near-duplicates of each other, as in one long history
-        shared = Facts(Pool(rng), owners=rng.randint(12, 60), attributes=rng.randint(4, 20))
+    if (
+        rng.random() < 0.6
+    ):  # the rows' keys are near-duplicates of each other, as in one long history
+        pool = Pool(rng, invented=rng.choice(INVENTED))
+        shared = Facts(pool, owners=rng.randint(12, 60), attributes=rng.randint(4, 20))
     rows = [make_row(rng, encoder, length, shared) for _ in range(TOKENS // length)]
     line = np.array([row["line"] for row in rows], np.int64)
     batch = {

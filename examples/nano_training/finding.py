@@ -32,7 +32,9 @@ def find(q: Tensor, k: Tensor, batch: dict[str, Tensor]) -> Found:
     """
     b, heads, length, dim = q.shape
     chosen = q.transpose(1, 2).reshape(b * length, heads, dim)[batch["query"]]  # [Q, H, D]
-    keys = k.repeat_interleave(heads // k.shape[1], 1).transpose(1, 2).reshape(b * length, heads, dim)
+    keys = (
+        k.repeat_interleave(heads // k.shape[1], 1).transpose(1, 2).reshape(b * length, heads, dim)
+    )
     scores = torch.einsum("qhd,khd->hqk", chosen, keys) * dim**-0.5
     line = batch["line"].reshape(-1)
     own = torch.arange(b).repeat_interleave(length)[None] == batch["query_row"][:, None]  # [Q, B T]

@@ -9,7 +9,7 @@ import random
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longmem.nano.dialogue import training_lines
+from nano_training.lines import training_lines
 
 WORD_MERGES = 1200
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from longmem.bench.recall import MAX_REPLY_TOKENS, Turns, tell, turn_tokens
 from longmem.engine import Engine
-from longmem.nano.dialogue import Pool
+from longmem.nano.pool import Pool
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -67,7 +67,5 @@ def _run(engine: Engine, tokens: int, depth: float, seed: int) -> PassKey:
     turns, key = haystack(engine, tokens, depth, seed)
     with engine.session("pass key") as session:
         tell(session, turns)
-        reply = session.ask(
-            "What is the pass key?", commit=False, max_new_tokens=MAX_REPLY_TOKENS
-        )
+        reply = session.ask("What is the pass key?", commit=False, max_new_tokens=MAX_REPLY_TOKENS)
         return PassKey(depth, session.stats().tokens, key, reply.text)

@@ -10,6 +10,9 @@ import typer
 from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from longmem import Engine
     from longmem.bench.passkey import PassKey
     from longmem.bench.recall import RecallRun
 
@@ -38,6 +41,10 @@ def recall(
     seeds: Annotated[int, typer.Option(min=1, help="How many dialogues.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first one.")] = 0,
     unseen: Annotated[bool, typer.Option("--unseen", help="What nano was not trained on.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A memory setting; may be repeated."),
+    ] = None,
     model: Model = NANO,
     device: Device = None,
     as_json: AsJson = False,
@@ -47,14 +54,31 @@ def recall(
     A reply is right if it holds the whole expected value, ignoring case. Every share comes with
     its 95 % Wilson interval.
     """
-    engine = load_engine(model, device)
+    engine = _with(load_engine(model, device), changes or [])
     from longmem.bench.recall import measure
 
     run = measure(engine, tokens, range(first_seed, first_seed + seeds), unseen, typer.echo)
     for line in _lines(run):
         typer.echo(line)
     if as_json:
-        typer.echo(json.dumps({"model": model, "seeds": seeds, **run.figures()}))
+        about = {"model": model, "seeds": seeds, "set": changes or []}
+        typer.echo(json.dumps({**about, **run.figures()}))
+
+
+def _with(engine: Engine, changes: Sequence[str]) -> Engine:
+    """The same model under changed memory settings, such as "topk=4" or "scorer=representative"."""
+    if not changes:
+        return engine
+    from longmem import Engine
+
+    settings = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value  # a bare word
+    return Engine(engine.model, engine.tokenizer, engine.config.replace(**settings))
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """Render a conversation turn by turn in a model's own chat format, each turn as token ids.
 
 Only the new turn is rendered and tokenised, whatever the length of the history. `ChatFormat` takes
-the pieces around a turn from the tokenizer's chat template (`longmem.chat_pieces`), encodes turns
-in place (`longmem.chat_encode`) and proves once that they add up to the template's own ids
-(`longmem.chat_check`). A tokenizer without a template gets `PLAIN_TEMPLATE`.
+the pieces around a turn from the tokenizer's chat template (`longmem.chat.pieces`), encodes turns
+in place (`longmem.chat.encode`) and proves once that they add up to the template's own ids
+(`longmem.chat.check`). A tokenizer without a template gets `PLAIN_TEMPLATE`.
 
 The stream of one exchange, for ChatML, and who makes which part::
 
@@ -18,14 +18,14 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-from longmem.chat_check import disagreements
-from longmem.chat_encode import ANCHOR, TurnEncoder
-from longmem.chat_gaps import REWRITES, first_prefix
-from longmem.chat_pieces import Opening, Pieces, derive_pieces
-from longmem.chat_template import PLAIN_TEMPLATE, ChatTemplate
+from longmem.chat.check import disagreements
+from longmem.chat.encode import ANCHOR, TurnEncoder
+from longmem.chat.gaps import REWRITES, first_prefix
+from longmem.chat.pieces import Opening, Pieces, derive_pieces
+from longmem.chat.reasoning import THINK_TAGS, Tags, split_reasoning
+from longmem.chat.template import PLAIN_TEMPLATE, ChatTemplate
+from longmem.chat.turn_text import check_characters, check_role, validate_text
 from longmem.errors import ChatFormatError
-from longmem.reasoning import THINK_TAGS, Tags, split_reasoning
-from longmem.turn_text import check_characters, check_role, validate_text
 from longmem.types import ROLES
 
 __all__ = ["PLAIN_TEMPLATE", "ChatFormat", "split_reasoning", "validate_text"]

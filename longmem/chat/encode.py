@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from longmem.chat_pieces import any_of
+from longmem.chat.pieces import any_of
 from longmem.errors import InputError
 
 ANCHOR = "x"

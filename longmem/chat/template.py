@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longmem.chat_gaps import Message
+from longmem.chat.gaps import Message
 from longmem.errors import ChatFormatError
 
 PLAIN_TEMPLATE = (
@@ -71,8 +71,8 @@ def _source(tokenizer: Any, template: str | None) -> str:
         ) from error
     except (AttributeError, NotImplementedError) as error:
         raise ChatFormatError(
-            f"a {type(tokenizer).__name__} renders no chat templates; load the model's Hugging Face "
-            "tokenizer (for Mistral models: without mistral-common)"
+            f"a {type(tokenizer).__name__} renders no chat templates; load the model's Hugging "
+            "Face tokenizer (for Mistral models: without mistral-common)"
         ) from error
 
 

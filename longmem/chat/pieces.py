@@ -1,6 +1,6 @@
 """The constant text around each turn, derived from a tokenizer's own chat template.
 
-Each gap between two roles (`longmem.chat_gaps`) is cut into the closing of the first turn and the
+Each gap between two roles (`longmem.chat.gaps`) is cut into the closing of the first turn and the
 opening of the second. Rendering a turn is then opening + text + closing, whatever came before.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from longmem.chat_gaps import (
+from longmem.chat.gaps import (
     LETTERS,
     NEEDED,
     REPLY,
