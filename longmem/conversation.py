@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from longmem.decoding import Decoding, Extensions
-from longmem.engine import Segment
 from longmem.errors import (
     ChatFormatError,
     ConfigError,
@@ -16,6 +15,7 @@ from longmem.errors import (
     SessionInUseError,
     TurnTooLargeError,
 )
+from longmem.feeding import Segment
 from longmem.ledger import Draft
 from longmem.memory import SessionMemory
 from longmem.sampling import Sampling, load_generator, new_generator, save_generator

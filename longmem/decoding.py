@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from longmem.engine import Feed, Segment
+from longmem.feeding import Feed, Segment
 from longmem.ledger import Draft
 from longmem.memory import Choice, ReadSpan, SessionMemory
 from longmem.sampling import Sampler, Sampling

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -17,8 +16,9 @@ from longmem.chat import ChatFormat
 from longmem.config import MemoryConfig
 from longmem.errors import ChatFormatError, ConfigError
 from longmem.fair_lock import FairLock
+from longmem.feeding import Fed, Feed, Segment, passes
 from longmem.fingerprint import fingerprint
-from longmem.memory import ForwardPass, Reading, ReadSpan, SessionMemory
+from longmem.memory import ForwardPass, ReadSpan, SessionMemory
 from longmem.retrieval import get_scorer
 
 if TYPE_CHECKING:
@@ -27,42 +27,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens to read) after each forward pass."""
-
-
-@dataclass(frozen=True, eq=False)
-class Feed:
-    """What one session reads in one forward pass.
-
-    Args:
-        memory: the session's memory.
-        ids: token ids.
-        spans: look-up spans covering them.
-        turn_starts: offsets of ids that start a turn.
-        trace: record which blocks the look-ups choose.
-    """
-
-    memory: SessionMemory
-    ids: Sequence[int]
-    spans: Sequence[ReadSpan]
-    turn_starts: Sequence[int] = ()
-    trace: bool = False
-
-
-@dataclass(eq=False)
-class Fed:
-    """What came of a `Feed`: logits ``[V]`` float32 of its last token, and the reading."""
-
-    logits: Tensor
-    reading: Reading
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Token ids of one turn with the spans they are read with."""
-
-    ids: Sequence[int]
-    spans: Sequence[ReadSpan]
-    starts_turn: bool = True
 
 
 @dataclass(eq=False)
@@ -223,7 +187,7 @@ class Engine:
         """Read turns of any length in as many passes as it takes; returns one `Fed` per pass."""
         total = sum(len(s.ids) for s in segments)
         done, results = 0, []
-        for feed in _passes(memory, segments, self.segment_tokens, trace):
+        for feed in passes(memory, segments, self.segment_tokens, trace):
             results += self.forward([feed])
             done += len(feed.ids)
             if progress is not None:
@@ -237,28 +201,6 @@ class Engine:
             ReadSpan(min(size, n_tokens - at), min(size, n_tokens - at))
             for at in range(0, n_tokens, size)
         ]
-
-
-def _passes(
-    memory: SessionMemory, segments: Sequence[Segment], most: int, trace: bool
-) -> Iterator[Feed]:
-    """Cut turns into passes of whole look-up spans, at most `most` tokens where spans allow it."""
-    ids: list[int] = []
-    spans: list[ReadSpan] = []
-    starts: list[int] = []
-    for segment in segments:
-        at = 0
-        for span in segment.spans:
-            if ids and len(ids) + span.tokens > most:
-                yield Feed(memory, ids, spans, starts, trace)
-                ids, spans, starts = [], [], []
-            if at == 0 and segment.starts_turn:
-                starts.append(len(ids))
-            ids.extend(segment.ids[at : at + span.tokens])
-            spans.append(span)
-            at += span.tokens
-    if ids:
-        yield Feed(memory, ids, spans, starts, trace)
 
 
 def _device(name: str | torch.device | None) -> torch.device:

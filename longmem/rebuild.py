@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from longmem.engine import Segment
+from longmem.feeding import Segment
 from longmem.ledger import Draft, Ledger
 from longmem.memory import ReadSpan
 from longmem.store import SessionHandle, SessionInfo, Store, TurnRecord

@@ -17,7 +17,7 @@ from longmem import (
     SessionInUseError,
     StoreLockedError,
 )
-from longmem.engine import Feed
+from longmem.feeding import Feed
 from longmem.memory import ReadSpan
 from longmem.stores import InMemoryStore, SQLiteStore
 
@@ -146,7 +146,7 @@ def test_a_rebuild_under_other_settings_equals_a_session_fed_the_same_turns(engi
         ) as rebuilt:
             assert rebuilt.turns() == turns and seen[-1][0] == seen[-1][1]
             fresh = other.new_memory(rebuilt._conversation.memory.table.n_init)
-            from longmem.engine import Segment
+            from longmem.feeding import Segment
 
             spans = [[ReadSpan(*span) for span in r.spans] for r in records]
             other.read(fresh, [Segment(r.ids, s) for r, s in zip(records, spans, strict=True)])

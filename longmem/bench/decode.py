@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,29 +45,6 @@ def measure(
         DecodeTime(session.stats().tokens, statistics.median(times[history]), rounds)
         for history, session in sessions.items()
     ]
-
-
-def main(histories: Sequence[int] = (10_000, 200_000), as_json: bool = False) -> None:
-    """Run on the bundled model and print a table, or one JSON object."""
-    engine = Engine.nano()
-    results = measure(engine, histories, report=lambda line: None if as_json else print(line))
-    base = results[0].ms_per_token
-    rows = [
-        {
-            "history_tokens": r.history,
-            "ms_per_token": round(r.ms_per_token, 3),
-            "ratio_to_first": round(r.ms_per_token / base, 3),
-        }
-        for r in results
-    ]
-    if as_json:
-        print(json.dumps({"reply_tokens": REPLY_TOKENS, "decode": rows}))
-        return
-    print(f"{'history':>10}  {'ms/token':>9}  {'ratio':>6}")
-    for row in rows:
-        print(
-            f"{row['history_tokens']:>10,}  {row['ms_per_token']:>9.3f}  {row['ratio_to_first']:>6.3f}"
-        )
 
 
 def _filled(engine: Engine, history: int) -> Session:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,9 +31,17 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Time per reply token against the length of the history."""
-    from longmem.bench.decode import main
+    from longmem.bench.decode import REPLY_TOKENS, measure
 
-    main(history or (10_000, 200_000), as_json)
+    engine = load_engine(NANO)
+    results = measure(engine, history or (10_000, 200_000), report=typer.echo)
+    base = results[0].ms_per_token
+    for r in results:
+        ratio = r.ms_per_token / base
+        typer.echo(f"{r.history:>10,} tokens  {r.ms_per_token:7.3f} ms/token  ratio {ratio:.3f}")
+    if as_json:
+        rows = [{**asdict(r), "ratio_to_first": r.ms_per_token / base} for r in results]
+        typer.echo(_json({"model": NANO, "reply_tokens": REPLY_TOKENS, "decode": rows}))
 
 
 @app.command()
@@ -62,7 +71,7 @@ def recall(
         typer.echo(line)
     if as_json:
         about = {"model": model, "seeds": seeds, "set": changes or []}
-        typer.echo(json.dumps({**about, **run.figures()}))
+        typer.echo(_json({**about, **run.figures()}))
 
 
 def _with(engine: Engine, changes: Sequence[str]) -> Engine:
@@ -96,7 +105,14 @@ def passkey(
     runs = measure(engine, tokens, seed=seed, report=lambda run: typer.echo(_passkey_line(run)))
     if as_json:
         found = sum(run.found for run in runs)
-        typer.echo(json.dumps({"model": model, "tokens": tokens, "found": found, "of": len(runs)}))
+        typer.echo(_json({"model": model, "tokens": tokens, "found": found, "of": len(runs)}))
+
+
+def _json(figures: dict[str, Any]) -> str:
+    """Figures with what they were measured on and by."""
+    from longmem.bench.machine import command, machine
+
+    return json.dumps({"command": command(), **figures, "machine": machine()})
 
 
 def _passkey_line(run: PassKey) -> str:
