@@ -10,6 +10,7 @@ import torch
 from conftest import SMALL, chatter
 
 from longmem import (
+    ConfigError,
     Engine,
     InputError,
     MemoryConfig,
@@ -390,3 +391,41 @@ def test_memory_config_is_checked_against_the_model(engine):
         Engine(engine.model, engine.tokenizer, SMALL.replace(lookup_layers=(9,)))
     with pytest.raises(ValueError, match="scorer"):
         Engine(engine.model, engine.tokenizer, SMALL.replace(scorer="nobody"))
+
+
+def test_a_reply_longer_than_the_window_looks_up_its_own_beginning(engine, store):
+    """Blocks of the exchange under way are attended to, but they are no turns to recall yet."""
+    with engine.session("a", store=store) as session:
+        reply = session.ask("Tell me everything.", max_new_tokens=150, eos_token_id=())
+        assert session.stats().blocks > 3 and reply.recalled == ()
+        again = session.ask("And then?", max_new_tokens=120, eos_token_id=())
+        assert again.recalled and {r.turn.index for r in again.recalled} <= {0, 1}
+
+
+def test_a_first_turn_longer_than_the_window_can_be_asked(engine, store):
+    with engine.session("a", store=store) as session:
+        reply = session.ask("Well, " * 100 + "how are you?", max_new_tokens=3)
+        assert reply.recalled == () and session.stats().turns == 2
+
+
+def test_a_session_whose_system_prompt_is_refused_is_not_left_behind(engine):
+    with InMemoryStore() as store:
+        with pytest.raises(InputError):
+            engine.session("a", store=store, system="")
+        assert store.sessions() == []
+
+
+def test_an_unknown_model_or_device_is_one_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="no model could be loaded"):
+        Engine.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="device 'abacus'"):
+        Engine.nano(device="abacus")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(engine):
+    import copy
+
+    tokenizer = copy.deepcopy(engine.tokenizer)
+    tokenizer.add_tokens(["one more token"])
+    with pytest.raises(ConfigError, match="belongs to the model"):
+        Engine(engine.model, tokenizer, SMALL)
