@@ -214,8 +214,12 @@ def _trained_positions(config: Any) -> int:
     return int(positions)
 
 
+def implementations(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's attention implementations, in the form its `set_attn_implementation` takes."""
+    return _implementations(model.config)
+
+
 def _implementations(config: Any) -> dict[str, Any]:
-    """A config's attention implementations, in the form `set_attn_implementation` takes."""
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     nested = {name: _implementations(part) for name, part in parts.items() if part is not None}
     return {"": config._attn_implementation, **nested}

@@ -7,23 +7,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from longmem.decoding import Decoding, Extensions
 from longmem.errors import (
     ChatFormatError,
     ConfigError,
     InputError,
+    SessionError,
     SessionInUseError,
     TurnTooLargeError,
 )
 from longmem.feeding import Segment
 from longmem.ledger import Draft
-from longmem.memory import SessionMemory
+from longmem.memory import Mark, SessionMemory
 from longmem.sampling import Sampling, load_generator, new_generator, save_generator
 from longmem.store import TurnRecord
 
 if TYPE_CHECKING:
     from longmem.engine import Engine
     from longmem.opening import Opened
+    from longmem.reply_stream import ReplyStream
 
 
 class Conversation:
@@ -45,33 +49,54 @@ class Conversation:
         if opened.rng is not None:
             with suppress(ConfigError):  # written on another type of device: a new seed will do
                 self.generator = load_generator(engine.device, opened.rng)
+        self.running: ReplyStream | None = None
+        """The reply under way."""
         self._busy = threading.Lock()
+        self._broken = False
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, stream: ReplyStream | None = None) -> Iterator[Transaction]:
         """Everything read inside is either committed or forgotten; one at a time.
+
+        Args:
+            stream: the reply it is for; `Session.close` cancels it.
 
         Raises:
             SessionInUseError: another one is under way.
+            SessionError: an earlier one could not be undone.
         """
         if not self._busy.acquire(blocking=False):
             raise SessionInUseError(
                 f"session {self.id!r} is in the middle of an exchange; let its reply end, or stop or "
                 "cancel it, before the next"
             )
-        before = self.memory
-        mark = before.mark() if before is not None else None
-        rng = self.generator.get_state()
-        transaction = Transaction(self)
         try:
-            yield transaction
+            if self._broken:
+                raise SessionError(
+                    f"session {self.id!r}: an exchange failed and could not be undone in memory; "
+                    "close the session and open it again, what was committed is safe"
+                )
+            self.running = stream
+            before, rng = self.memory, save_generator(self.generator)
+            mark = before.mark() if before is not None else None
+            transaction = Transaction(self)
+            try:
+                yield transaction
+            finally:
+                if not transaction.committed:
+                    self._forget(before, mark, rng)
         finally:
-            if not transaction.committed:
-                self.memory = before
-                if before is not None and mark is not None:
-                    before.rewind(mark)
-                self.generator.set_state(rng)
+            self.running = None
             self._busy.release()
+
+    def _forget(self, before: SessionMemory | None, mark: Mark | None, rng: Tensor) -> None:
+        """Bring memory and random numbers back to where a transaction began."""
+        self._broken = True
+        self.memory = before
+        if before is not None and mark is not None:
+            before.rewind(mark)
+        self.generator.set_state(rng)
+        self._broken = False
 
     def check(self, role: str, text: str) -> None:
         """Refuse bad input before anything is read.
@@ -169,6 +194,9 @@ class Transaction:
             StoreError: nothing was committed.
         """
         state = {"rng": save_generator(self.conversation.generator)}
-        turns = self.conversation.ledger.commit(drafts, self.memory, state)
-        self.committed = True
-        return turns
+        ledger = self.conversation.ledger
+        head = ledger.head
+        try:
+            return ledger.commit(drafts, self.memory, state)
+        finally:
+            self.committed = ledger.head != head

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from longmem.attention import attach, forward
-from longmem.chat import ChatFormat
+from longmem.attention import attach, forward, implementations
 from longmem.config import MemoryConfig
-from longmem.errors import ChatFormatError, ConfigError
+from longmem.errors import ConfigError
 from longmem.fair_lock import FairLock
-from longmem.feeding import Fed, Feed, Segment, passes
+from longmem.feeding import Fed, Feed, Segment, check_feeds, passes
 from longmem.fingerprint import fingerprint
+from longmem.fit import chat_format, check_fit, check_tokenizer, default_memory, usable_device
 from longmem.memory import ForwardPass, ReadSpan, SessionMemory
-from longmem.retrieval import get_scorer
 
 if TYPE_CHECKING:
     from longmem.session import Session
     from longmem.store import Store
 
+_SOURCE_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens to read) after each forward pass."""
 
@@ -38,7 +47,7 @@ class Engine:
     Args:
         model: a Hugging Face decoder with rotary attention. The engine takes over its attention.
         tokenizer: its tokenizer.
-        memory: settings; default `MemoryConfig()` with the window cut to the trained positions.
+        memory: settings; default `MemoryConfig()`, with a window of at most half the trained positions.
         segment_tokens: most tokens of one forward pass when reading; only a matter of speed.
 
     Raises:
@@ -49,24 +58,22 @@ class Engine:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    memory: MemoryConfig | None = None
+    memory: InitVar[MemoryConfig | None] = None
     segment_tokens: int = 1024
     config: MemoryConfig = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.model.eval()
-        _check_tokenizer(self.model, self.tokenizer)
+    def __post_init__(self, memory: MemoryConfig | None) -> None:
+        check_tokenizer(self.model, self.tokenizer)
+        before = implementations(self.model)
         self.info = attach(self.model)
-        self.config = self.memory or _default_memory(self.info.max_positions)
-        _check_fit(self.config, self.info.max_positions, len(self.info.layers))
-        self.chat = ChatFormat.from_tokenizer(
-            self.tokenizer, keep_reasoning=self.config.keep_reasoning
-        )
-        if not self.chat.reply_header_ids():
-            raise ChatFormatError(
-                "this chat template has no text that asks for a reply, which the first look-up of a "
-                "reply needs; give the tokenizer a template with a generation prompt"
-            )
+        try:
+            self.config = memory or default_memory(self.info.max_positions)
+            check_fit(self.config, self.info)
+            self.chat = chat_format(self.tokenizer, self.config)
+        except BaseException:
+            self.model.set_attn_implementation(before)  # it stays usable without longmem
+            raise
+        self.model.eval()
         self.device = self.model.get_input_embeddings().weight.device
         self.tokens_read = 0
         """Tokens fed to the model so far, over all sessions."""
@@ -90,17 +97,19 @@ class Engine:
             memory: settings of the memory.
             device: default "cuda" where there is one, else "cpu".
             dtype: default float32 on the CPU, else the checkpoint's.
-            options: passed on to ``AutoModelForCausalLM.from_pretrained``.
+            options: passed on to ``AutoModelForCausalLM.from_pretrained``; those about where to load
+                from (``revision``, ``token`` ...) to the tokenizer, too.
 
         Raises:
             ConfigError: no model could be loaded from there.
         """
-        device = _device(device)
+        device = usable_device(device)
+        source = {name: options[name] for name in _SOURCE_OPTIONS if name in options}
         dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")  # type: ignore[assignment]  # "auto" is transformers' word for the checkpoint's dtype
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
             model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **options)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise ConfigError(
                 f"no model could be loaded from {os.fspath(name_or_path)!r}: {error}\n"
                 "Give a folder with config.json, weights and tokenizer, or the name of a causal "
@@ -165,7 +174,11 @@ class Engine:
         """One forward pass over several sessions, packed; none of them sees another.
 
         Waits for its turn. If the pass fails, memories have to be rewound by the caller.
+
+        Raises:
+            ValueError: spans do not cover the ids, or a memory is fed twice.
         """
+        check_feeds(feeds)
         with self._turnstile:
             readings = [f.memory.prepare(f.spans, f.turn_starts, trace=f.trace) for f in feeds]
             ids = torch.tensor([[i for f in feeds for i in f.ids]], device=self.device)
@@ -182,17 +195,20 @@ class Engine:
         memory: SessionMemory,
         segments: Sequence[Segment],
         progress: Progress | None = None,
-        trace: bool = False,
-    ) -> list[Fed]:
-        """Read turns of any length in as many passes as it takes; returns one `Fed` per pass."""
-        total = sum(len(s.ids) for s in segments)
-        done, results = 0, []
-        for feed in passes(memory, segments, self.segment_tokens, trace):
-            results += self.forward([feed])
+    ) -> None:
+        """Read turns of any length, in as many passes as it takes.
+
+        Args:
+            memory: the session's memory.
+            segments: the turns.
+            progress: called with (tokens read, tokens to read) after each pass.
+        """
+        total, done = sum(len(s.ids) for s in segments), 0
+        for feed in passes(memory, segments, self.segment_tokens):
+            self.forward([feed])
             done += len(feed.ids)
             if progress is not None:
                 progress(done, total)
-        return results
 
     def spans(self, n_tokens: int) -> list[ReadSpan]:
         """The look-up spans of a turn of `n_tokens` read at once."""
@@ -201,57 +217,3 @@ class Engine:
             ReadSpan(min(size, n_tokens - at), min(size, n_tokens - at))
             for at in range(0, n_tokens, size)
         ]
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {str(name)!r} cannot be used: {reason}; choose another, for instance "
-            'device="cpu"'
-        ) from error
-    return device
-
-
-def _default_memory(max_positions: int) -> MemoryConfig:
-    """`MemoryConfig()` for models whose trained positions are fewer than its window."""
-    default = MemoryConfig()
-    n_local = min(default.n_local, max(1, max_positions // 2))
-    return default.replace(
-        n_local=n_local,
-        n_init=min(default.n_init, n_local),
-        block_size=min(default.block_size, max(1, n_local // 4)),
-    )
-
-
-def _check_fit(config: MemoryConfig, max_positions: int, n_layers: int) -> None:
-    if config.n_local > max_positions:
-        raise ConfigError(
-            f"n_local is {config.n_local}, but the model was trained on {max_positions} positions; "
-            f"choose n_local <= {max_positions}"
-        )
-    reach = config.n_local + max(config.topk - 1, 0) * config.block_size
-    if config.far_positions == "ordered" and reach > max_positions:
-        raise ConfigError(
-            f'far_positions="ordered" needs n_local + (topk - 1) * block_size = {reach} positions, '
-            f"but the model was trained on {max_positions}; lower topk, block_size or n_local"
-        )
-    if config.lookup_layers != "all" and config.lookup_layers[-1] >= n_layers:
-        raise ConfigError(
-            f"lookup_layers names layer {config.lookup_layers[-1]}, but the model has layers "
-            f"0 .. {n_layers - 1}"
-        )
-    get_scorer(config.scorer)
-
-
-def _check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A tokenizer of another model mostly shows by ids the embedding does not have."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's embedding only {rows} rows; "
-            "load the tokenizer that belongs to the model"
-        )

@@ -23,7 +23,15 @@ class FairLock:
                 return
             turn = threading.Event()
             self._waiting.append(turn)
-        turn.wait()
+        try:
+            turn.wait()
+        except BaseException:  # interrupted while waiting: leave the queue, or pass the lock on
+            with self._mutex:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                else:
+                    self._pass_on()
+            raise
 
     def __exit__(
         self,
@@ -32,7 +40,10 @@ class FairLock:
         trace: TracebackType | None,
     ) -> None:
         with self._mutex:
-            if self._waiting:
-                self._waiting.popleft().set()  # the lock passes on without being free in between
-            else:
-                self._held = False
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()  # the lock is not free in between
+        else:
+            self._held = False

@@ -46,9 +46,21 @@ class Segment:
     starts_turn: bool = True
 
 
-def passes(
-    memory: SessionMemory, segments: Sequence[Segment], most: int, trace: bool
-) -> Iterator[Feed]:
+def check_feeds(feeds: Sequence[Feed]) -> None:
+    """Refuse what would corrupt a memory without a word.
+
+    Raises:
+        ValueError: spans do not cover the ids, or a memory is fed twice.
+    """
+    for feed in feeds:
+        covered = sum(span.tokens for span in feed.spans)
+        if covered != len(feed.ids) or not feed.ids:
+            raise ValueError(f"look-up spans cover {covered} tokens, but {len(feed.ids)} are fed")
+    if len({id(feed.memory) for feed in feeds}) < len(feeds):
+        raise ValueError("a memory can be fed once in a pass; put its tokens into one Feed")
+
+
+def passes(memory: SessionMemory, segments: Sequence[Segment], most: int) -> Iterator[Feed]:
     """Cut turns into passes of whole look-up spans, at most `most` tokens where spans allow it."""
     ids: list[int] = []
     spans: list[ReadSpan] = []
@@ -57,7 +69,7 @@ def passes(
         at = 0
         for span in segment.spans:
             if ids and len(ids) + span.tokens > most:
-                yield Feed(memory, ids, spans, starts, trace)
+                yield Feed(memory, ids, spans, starts)
                 ids, spans, starts = [], [], []
             if at == 0 and segment.starts_turn:
                 starts.append(len(ids))
@@ -65,4 +77,4 @@ def passes(
             spans.append(span)
             at += span.tokens
     if ids:
-        yield Feed(memory, ids, spans, starts, trace)
+        yield Feed(memory, ids, spans, starts)

@@ -75,7 +75,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of the tokenizer's whole definition: vocabulary, merges, normaliser, special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        return _hash(backend.to_str().encode())
+        definition = json.loads(backend.to_str())
+        for setting in ("padding", "truncation"):  # a call's, not the tokenizer's
+            definition.pop(setting, None)
+        return _hash(json.dumps(definition, sort_keys=True).encode())
     parts = [tokenizer.get_vocab(), tokenizer.all_special_tokens, type(tokenizer).__name__]
     return _hash(json.dumps(parts, sort_keys=True).encode())
 

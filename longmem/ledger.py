@@ -67,23 +67,33 @@ class Ledger:
         stop = self.n_tokens + sum(len(turn.ids) for turn in turns)
         if self.handle is None:
             self._list.extend(turns)
-            self.head += 1
         else:
             made = memory.export()
-            self.head = self.handle.commit(
-                Commit(
-                    parent=self.head,
-                    turns=turns,
-                    start=self.n_tokens,
-                    stop=stop,
-                    kv=made.kv,
-                    blocks=made.blocks,
-                    state={**made.state, **state},
-                )
+            commit = Commit(
+                parent=self.head,
+                turns=turns,
+                start=self.n_tokens,
+                stop=stop,
+                kv=made.kv,
+                blocks=made.blocks,
+                state={**made.state, **state},
             )
-        memory.exported()
-        self.n_turns, self.n_tokens, self.last = self.n_turns + len(turns), stop, turns[-1]
+            try:
+                self.handle.commit(commit)
+            except BaseException:
+                if self.handle.info.head == self.head:
+                    raise
+                self._advance(turns, stop, memory)  # interrupted when it was durable already
+                raise
+        self._advance(turns, stop, memory)
         return turns
+
+    def _advance(self, turns: list[TurnRecord], stop: int, memory: SessionMemory) -> None:
+        """The turns are part of the session now."""
+        self.head = self.head + 1 if self.handle is None else self.handle.info.head
+        self.n_turns += len(turns)
+        self.n_tokens, self.last = stop, turns[-1]
+        memory.exported()
 
     def _records(self, drafts: Sequence[Draft]) -> list[TurnRecord]:
         now, start, records = time.time(), self.n_tokens, []

@@ -53,6 +53,8 @@ def open_session(
             rebuild_session(engine, store, handle, session_info(engine, handle.info), progress)
         elif handle.info.n_turns:
             check(handle.info.fingerprint, engine.fingerprint, id)
+        elif not created:
+            _adopt(engine, store, handle)
         return replace(_resume(engine, handle), created=created)
     except BaseException:
         handle.close()
@@ -103,6 +105,13 @@ def _claim(
         handle.close()
         raise SessionNotFoundError(f"owner {owner!r} has no session {id!r} in this store")
     return handle, False
+
+
+def _adopt(engine: Engine, store: Store, handle: SessionHandle) -> None:
+    """Give a session without turns to this engine, if another one created it."""
+    info = session_info(engine, handle.info)
+    if info != handle.info:
+        store.publish(handle, store.stage(handle, info))
 
 
 def _resume(engine: Engine, handle: SessionHandle) -> Opened:

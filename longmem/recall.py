@@ -9,6 +9,8 @@ from longmem.history import History, as_turn
 from longmem.memory import Choice, SessionMemory
 from longmem.types import Recalled
 
+_MOST_BLOCKS = 32
+
 
 def recalled(
     choices: Iterable[Choice], memory: SessionMemory, history: History, n_tokens: int
@@ -19,7 +21,7 @@ def recalled(
     moment ago is not recalled.
 
     A block's share of a look-up counts for every turn it holds a part of; a turn's score is the
-    mean over all look-ups of the reply.
+    mean over all look-ups of the reply. The 32 best blocks are taken.
     """
     votes: dict[int, float] = defaultdict(float)
     lookups: dict[int, int] = defaultdict(int)
@@ -32,7 +34,8 @@ def recalled(
                 lookups[block] += 1
     if not votes:
         return ()
-    spans = {block: _ends(memory.table.span(block), n_tokens) for block in sorted(votes)}
+    best = sorted(votes, key=lambda block: -votes[block])[:_MOST_BLOCKS]
+    spans = {block: _ends(memory.table.span(block), n_tokens) for block in sorted(best)}
     return _by_turn(votes, lookups, total, spans, history)
 
 

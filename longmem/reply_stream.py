@@ -47,6 +47,7 @@ class ReplyStream:
         self._cancelling = threading.Event()
         self._reply: Reply | None = None
         self._done = False
+        self._error: BaseException | None = None
         self._pieces = self._exchange()
 
     def __iter__(self) -> Iterator[str]:
@@ -75,7 +76,9 @@ class ReplyStream:
             SessionError: the stream is not through, or was cancelled.
         """
         if self._reply is None:
-            state = "was cancelled" if self._done else "is not through; iterate it to its end"
+            state = "is not through; iterate it to its end"
+            if self._done:
+                state = f"failed: {self._error}" if self._error else "was cancelled"
             raise SessionError(f"session {self._conversation.id!r}: this reply {state}")
         return self._reply
 
@@ -105,8 +108,8 @@ class ReplyStream:
             except (StopIteration, _Cancelled):
                 self._done = True
                 return None
-            except BaseException:
-                self._done = True
+            except BaseException as error:
+                self._done, self._error = True, error
                 raise
 
     def _check_cancelled(self) -> None:
@@ -115,16 +118,16 @@ class ReplyStream:
 
     def _exchange(self) -> Generator[str, None, None]:
         """Run the exchange inside the session's transaction."""
-        with self._conversation.transaction() as transaction:
+        with self._conversation.transaction(self) as transaction:
             started = time.perf_counter()
             decoding = transaction.decoding(*self._turn, self._sampling, self._extensions)
             yield from decoding.run(self._stopping.is_set, self._check_cancelled)
             decoded = time.perf_counter()
-            drafts = decoding.drafts()
             ledger = self._conversation.ledger
             looked_up = recalled(
                 decoding.choices, transaction.memory, ledger.history, ledger.n_tokens
             )
+            drafts = decoding.drafts()  # may rewind, and with it forget the blocks looked up
             turns = transaction.commit(drafts) if self._commit else []
             first = decoding.first_token_at
             self._reply = Reply(

@@ -209,8 +209,11 @@ class Session:
         )
 
     def close(self) -> None:
-        """Let go of the session; what was committed stays. Closing twice is fine."""
+        """Let go of the session; what was committed stays, a reply under way is cancelled. Closing
+        twice is fine."""
         self._closed = True
+        if self._conversation.running is not None:
+            self._conversation.running.cancel()
         if self._conversation.ledger.handle is not None:
             self._conversation.ledger.handle.close()
         self._conversation.memory = None

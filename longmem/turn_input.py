@@ -30,8 +30,10 @@ def _as_pair(turn: TurnLike) -> tuple[str, str]:
         return turn.role, turn.text
     if isinstance(turn, Mapping):
         role, text = turn.get("role"), turn.get("content", turn.get("text"))
-    else:
+    elif isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2:
         role, text = turn
+    else:
+        role = text = None
     if not isinstance(role, str) or not isinstance(text, str):
         raise InputError(
             f"a turn is a role and a text, not {turn!r}; give for instance ('user', 'Hi')"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from longmem.fair_lock import FairLock
 
 
@@ -46,3 +48,35 @@ def test_one_holder_at_a_time_even_when_one_fails():
     for thread in threads:
         thread.join()
     assert set(seen) == {1} and len(seen) == 800
+
+
+def test_a_waiter_that_is_interrupted_leaves_the_queue(monkeypatch):
+    lock = FairLock()
+
+    def interrupted(event, timeout=None):
+        raise KeyboardInterrupt
+
+    with lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Event, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                lock.__enter__()
+        assert not lock._waiting
+    with lock:
+        pass
+
+
+def test_a_waiter_interrupted_just_when_it_was_its_turn_passes_the_lock_on(monkeypatch):
+    lock = FairLock()
+
+    def interrupted(event, timeout=None):
+        lock.__exit__(None, None, None)  # the holder lets go at this very moment
+        raise KeyboardInterrupt
+
+    lock.__enter__()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lock.__enter__()
+    with lock:
+        pass

@@ -35,7 +35,7 @@ with SQLiteStore({store!r}) as store, engine.session("a", store=store) as sessio
 
 @pytest.mark.timeout(1200)
 def test_every_acknowledged_reply_survives_a_kill_at_a_random_moment(engine, tmp_path):
-    """LONGMEM_KILLS sets how many processes are killed; 50 were run before the release."""
+    """LONGMEM_KILLS sets how many processes are killed (docs/performance.md has a run of 50)."""
     path, rng = tmp_path / "s", random.Random(0)
     code = WRITER.format(tests=str(Path(__file__).parent), store=str(path))
     acknowledged = 0

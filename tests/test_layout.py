@@ -51,7 +51,8 @@ ABOVE_ENGINE = {
     f"longmem.{name}"
     for name in [
         "session",
-        "transaction",
+        "conversation",
+        "turn_input",
         "reply_stream",
         "opening",
         "rebuild",

@@ -54,6 +54,17 @@ def test_reasoning_is_kept_in_memory_only_if_configured(engine, keep):
             assert (difference.abs().max() < 1e-4) == (not keep)
 
 
+def test_reasoning_longer_than_the_window_is_forgotten_without_harm(engine):
+    brief = Engine(engine.model, engine.tokenizer, SMALL.replace(keep_reasoning=False))
+    long = "<think>\n" + "The lake, I am sure. " * 40 + "\n</think>\n\nIt was the lake."
+    with brief.session("a") as session:
+        session.add(chatter(6))
+        script = scripted(brief, long)
+        reply = session.ask("Where?", logits_processor=script, max_new_tokens=600)
+        assert reply.text == "It was the lake." and reply.recalled
+        assert session.stats().tokens == session._conversation.memory.n_tokens
+
+
 def test_processors_see_the_window_and_the_reply(engine):
     seen = []
 

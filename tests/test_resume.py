@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from longmem import (
     StoreLockedError,
 )
 from longmem.feeding import Feed
+from longmem.fingerprint import tokenizer_hash
 from longmem.memory import ReadSpan
 from longmem.stores import InMemoryStore, SQLiteStore
 
@@ -122,8 +124,6 @@ def test_one_changed_weight_is_noticed(engine):
     with InMemoryStore() as store:
         with engine.session("a", store=store) as session:
             session.add("user", "Hello.")
-        import copy
-
         model = copy.deepcopy(engine.model)
         with torch.no_grad():
             model.model.layers[2].self_attn.v_proj.weight[5, 7] += 0.01
@@ -222,3 +222,48 @@ def test_a_commit_that_fails_leaves_session_and_store_as_they_were(engine, tmp_p
         assert torch.equal(probe_logits(engine, session), expected)
         session.ask("What now?", max_new_tokens=4)
         assert store.verify() == []
+
+
+def test_a_session_without_turns_belongs_to_whoever_writes_the_first(engine):
+    other = Engine(engine.model, engine.tokenizer, SMALL.replace(n_local=48))
+    with InMemoryStore() as store:
+        engine.session("a", store=store).close()
+        with other.session("a", store=store) as session:
+            session.add(chatter(4))
+        with other.session("a", store=store) as session:
+            assert session.stats().turns == 8
+        with pytest.raises(FingerprintMismatchError):
+            engine.session("a", store=store)
+
+
+def test_padding_set_by_somebody_else_does_not_change_the_tokenizers_hash(engine):
+    before = tokenizer_hash(engine.tokenizer)
+    tokenizer = copy.deepcopy(engine.tokenizer)
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    tokenizer.backend_tokenizer.enable_truncation(max_length=8)
+    assert tokenizer_hash(tokenizer) == before
+    tokenizer.add_tokens(["another"])
+    assert tokenizer_hash(tokenizer) != before
+
+
+def test_an_interrupt_after_the_commit_became_durable_keeps_the_exchange(engine, monkeypatch):
+    with InMemoryStore() as store, engine.session("a", store=store) as session:
+        session.add(chatter(4))
+        handle = session._conversation.ledger.handle
+        commit = handle.commit
+
+        def interrupted(given):
+            commit(given)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(handle, "commit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.ask("What now?", max_new_tokens=3)
+        assert session.stats().turns == 10
+        session.ask("And now?", max_new_tokens=3)
+        assert [t.index for t in session.turns()] == list(range(12))
+        expected = probe_logits(engine, session)
+        session.close()
+        with engine.session("a", store=store) as again:
+            assert torch.equal(probe_logits(engine, again), expected)

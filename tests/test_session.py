@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 
 import pytest
@@ -423,9 +424,62 @@ def test_an_unknown_model_or_device_is_one_clear_error(tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(engine):
-    import copy
-
     tokenizer = copy.deepcopy(engine.tokenizer)
     tokenizer.add_tokens(["one more token"])
     with pytest.raises(ConfigError, match="belongs to the model"):
         Engine(engine.model, tokenizer, SMALL)
+
+
+@pytest.mark.parametrize("bad", [[("user",)], ("user", "Hi"), [5], ["hi"], [("user", None)], [{}]])
+def test_what_is_no_turn_is_refused_with_an_example(engine, bad):
+    with (
+        engine.session("a") as session,
+        pytest.raises(InputError, match="a turn is a role and a text"),
+    ):
+        session.add(bad)
+
+
+def test_closing_a_session_cancels_its_reply(engine, store):
+    session = engine.session("a", store=store)
+    stream = session.stream("Tell me of the lake.", max_new_tokens=50)
+    stream.next_piece()
+    session.close()
+    assert stream.next_piece() is None
+    with pytest.raises(SessionError, match="cancelled"):
+        _ = stream.reply
+
+
+def test_a_session_that_cannot_be_undone_says_so_and_can_be_opened_again(engine, monkeypatch):
+    with InMemoryStore() as store, engine.session("a", store=store) as session:
+        session.add(chatter(3))
+        memory = session._conversation.memory
+
+        def fail(*args):
+            raise MemoryError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "rewind", fail)
+            with pytest.raises(MemoryError):
+                session.ask("Well?", commit=False, max_new_tokens=2)
+        with pytest.raises(SessionError, match="open it again"):
+            session.ask("Well?", max_new_tokens=2)
+        session.close()
+        with engine.session("a", store=store) as again:
+            again.ask("Well?", max_new_tokens=2)
+
+
+def test_a_model_whose_settings_were_refused_still_runs_without_longmem(engine):
+    model = copy.deepcopy(engine.model)
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(ids).logits
+    with pytest.raises(ConfigError):
+        Engine(model, engine.tokenizer, MemoryConfig(n_local=99_999))
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_host_bytes_bound_the_whole_session(engine):
+    bound = Engine(engine.model, engine.tokenizer, SMALL.replace(host_bytes=40_000))
+    with InMemoryStore() as store, bound.session("a", store=store) as session:
+        session.add(chatter(20))
+        assert session.stats().bytes_host <= 40_000

@@ -167,9 +167,12 @@ class FullLayer(LayerMemory):
         spec: the layer.
         config: the memory settings.
         table: where blocks end; shared by the session's layers.
+        host_bytes: this layer's part of config.host_bytes.
     """
 
-    def __init__(self, spec: LayerSpec, config: MemoryConfig, table: BlockTable) -> None:
+    def __init__(
+        self, spec: LayerSpec, config: MemoryConfig, table: BlockTable, host_bytes: int
+    ) -> None:
         super().__init__(spec, config.n_local)
         self.table = table
         self.index = BlockIndex(spec, min(config.repr_topk, config.block_size))
@@ -177,8 +180,8 @@ class FullLayer(LayerMemory):
         self.indexed = lookup == "all" or spec.index in lookup
         """Whether representatives are kept; also with topk = 0, which a later process may raise."""
         self._looks_up = config.topk > 0 and self.indexed
-        attends = config.topk > 0 and (lookup == "all" or spec.index >= lookup[0])
-        self.tier = BlockTier(spec.index, config.host_bytes, attends)
+        attends = config.topk > 0 and attends_blocks(spec, config)
+        self.tier = BlockTier(spec.index, host_bytes, attends)
         self.working_set = WorkingSet(
             spec,
             table.n_init,
@@ -246,9 +249,10 @@ class FullLayer(LayerMemory):
             start, stop = self.table.span(self.closed)
             n = stop - start
             raw = self.local.raw[:, :n]
+            kv = torch.stack((raw, self.local.v[:, :n]))
             if self.indexed:
                 self.index.append(self.index.choose(raw, self.local.mass[:, :n]))
-            self.tier.put(self.closed, torch.stack((raw, self.local.v[:, :n])))
+            self.tier.put(self.closed, kv)
             self.local.drop(n)
             self.closed += 1
 
@@ -260,10 +264,9 @@ class FullLayer(LayerMemory):
     def rewind(self, mark: LayerMark) -> None:
         if self.closed == mark.closed and self.local.place == mark.place:
             self.local.rewind(mark.length, mark.saved)
-            self.working_set.set_blocks([])
-            return
-        k, v = self._rows_since(mark)
-        self.load(k, v, mark.saved, mark.first, mark.place)
+        else:
+            k, v = self._rows_since(mark)
+            self.load(k, v, mark.saved, mark.first, mark.place)
         self.truncate(mark.closed)
 
     def truncate(self, closed: int) -> None:
@@ -287,3 +290,9 @@ class FullLayer(LayerMemory):
         parts.append(torch.stack((self.local.raw, self.local.v)))
         k, v = torch.cat(parts, dim=2)[:, :, : mark.length]
         return k, v
+
+
+def attends_blocks(spec: LayerSpec, config: MemoryConfig) -> bool:
+    """Whether a layer attends to looked-up blocks: it looks up itself or shares a layer below."""
+    lookup = config.lookup_layers
+    return spec.sliding is None and (lookup == "all" or spec.index >= lookup[0])

@@ -38,8 +38,8 @@ class BlockTier:
         self._read_rows = read_rows
 
     def put(self, block: int, kv: Tensor) -> None:
-        """Hold a block's raw keys and values ``[2, H_kv, n, D]``."""
-        self._cache[block] = kv
+        """Hold a block's raw keys and values ``[2, H_kv, n, D]`` in host memory."""
+        self._cache[block] = kv = kv.cpu()
         self.bytes += kv.nbytes
 
     def get(self, block: int, start: int, stop: int) -> Tensor:
@@ -48,6 +48,7 @@ class BlockTier:
         if kv is None:
             kv = self._fetch(start, stop)
             self.put(block, kv)
+            kv = self._cache[block]
         self._cache.move_to_end(block)
         self._evict()
         return kv
@@ -73,8 +74,12 @@ class BlockTier:
     def _evict(self) -> None:
         if self.bytes <= self._max_bytes or (self._attended and self._read_rows is None):
             return
-        for block in list(self._cache):
-            if self.bytes <= self._max_bytes:
+        victims, excess = [], self.bytes - self._max_bytes
+        for block, kv in self._cache.items():
+            if excess <= 0:
                 break
             if block < self._durable:
-                self.bytes -= self._cache.pop(block).nbytes
+                victims.append(block)
+                excess -= kv.nbytes
+        for block in victims:
+            self.bytes -= self._cache.pop(block).nbytes

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from longmem.config import MemoryConfig
 from longmem.memory.blocks import BlockTable
-from longmem.memory.layer import FullLayer, LayerMark, LayerMemory, SlidingLayer
+from longmem.memory.layer import FullLayer, LayerMark, LayerMemory, SlidingLayer, attends_blocks
 from longmem.memory.placement import RowReader
 from longmem.memory.reading import AttentionCall, Reading, ReadSpan
 from longmem.memory.spec import LayerSpec
 from longmem.memory.window import BufferPlace
+
+_MANY_TOKENS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,11 @@ class SessionMemory:
         self.table = BlockTable(
             n_init, config.block_size, config.block_boundaries == "turn", config.n_local
         )
+        sharing = sum(attends_blocks(spec, config) for spec in specs)
         self.layers: list[LayerMemory] = [
-            SlidingLayer(spec) if spec.sliding else FullLayer(spec, config, self.table)
+            SlidingLayer(spec)
+            if spec.sliding
+            else FullLayer(spec, config, self.table, config.host_bytes // max(sharing, 1))
             for spec in specs
         ]
         self._journal: list[list[Tensor]] | None = [[] for _ in specs] if journal else None
@@ -117,6 +122,9 @@ class SessionMemory:
     def advance(self, reading: Reading) -> None:
         """A forward pass is through: its tokens are part of the history."""
         self.n_tokens += reading.tokens
+        if self._journal is not None and reading.tokens >= _MANY_TOKENS:
+            for parts in self._journal:
+                parts[-1] = parts[-1].cpu()  # of long reads; single tokens are not worth a transfer
 
     def mark(self) -> Mark:
         """The present state, to go back to."""
@@ -145,7 +153,7 @@ class SessionMemory:
         """
         assert self._journal is not None, "memory was built without a journal"
         kv = [
-            torch.cat(parts, dim=2).permute(2, 0, 1, 3).contiguous().cpu()
+            torch.cat([part.cpu() for part in parts], dim=2).permute(2, 0, 1, 3).contiguous()
             for parts in self._journal
         ]
         full = self.full_layers
