@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longmem.async_reply import AsyncReplyStream
     from longmem.config import MemoryConfig
     from longmem.engine import Engine
     from longmem.errors import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncReplyStream",
     "ChatFormatError",
     "ConfigError",
     "CorruptDataError",
@@ -69,6 +71,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "async_reply": ("AsyncReplyStream",),
     "config": ("MemoryConfig",),
     "engine": ("Engine",),
     "errors": (

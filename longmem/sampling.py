@@ -91,10 +91,16 @@ class Sampling:
             if getattr(config, name, None) is not None:
                 fields[name] = getattr(config, name)
         fields["eos_token_id"] = eos_ids_of(config) or None
+        _check_names(changes)
         return cls(**(fields | changes))
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, validated anew."""
+        """A copy with some fields changed, validated anew.
+
+        Raises:
+            ConfigError: there is no such field, or the values cannot work.
+        """
+        _check_names(changes)
         return replace(self, **changes)
 
     def _set_stop(self) -> None:
@@ -239,6 +245,16 @@ def _processors(sampling: Sampling, further: LogitsProcessorList | None) -> Logi
     if sampling.min_p:
         chain.append(MinPLogitsWarper(sampling.min_p))
     return chain
+
+
+def _check_names(options: Collection[str]) -> None:
+    known = Sampling.__dataclass_fields__
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"there is no sampling option {' or '.join(map(repr, unknown))}; there are "
+            f"{', '.join(known)}"
+        )
 
 
 def _as_tuple(ids: Any) -> tuple[int, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from longmem.async_reply import AsyncReplyStream, Underway
 from longmem.conversation import Conversation
 from longmem.decoding import Extensions
 from longmem.errors import InputError, SessionClosedError
@@ -60,6 +61,7 @@ class Session:
         self.engine = engine
         self.id = id
         self._closed = False
+        self._underway = Underway()
         opened = open_session(
             engine, id, store, owner, metadata or {}, rebuild=rebuild, progress=progress
         )
@@ -179,7 +181,7 @@ class Session:
             raise InputError(
                 f'a reply follows a "user" or "tool" turn, not {role!r}; use add for it'
             )
-        chosen = Sampling(**{**_fields(sampling), **options})
+        chosen = (sampling or Sampling()).replace(**options)
         extensions = Extensions(logits_processor, stopping_criteria)
         return ReplyStream(self._conversation, (role, text), chosen, extensions, commit)
 
@@ -218,27 +220,42 @@ class Session:
             self._conversation.ledger.handle.close()
         self._conversation.memory = None
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
     async def aadd(
-        self, role_or_turns: str | Sequence[TurnLike], text: str | None = None
+        self,
+        role_or_turns: str | Sequence[TurnLike],
+        text: str | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> list[Turn]:
-        """`add` in a worker thread."""
-        return await asyncio.to_thread(self.add, role_or_turns, text)
+        """`add` in a worker thread, where `progress` is called, too."""
+        await self._underway.settled()
+        return await asyncio.to_thread(self.add, role_or_turns, text, progress=progress)
 
     async def aask(self, text: str, **options: Any) -> Reply:
         """`ask` in a worker thread; if the task is cancelled, so is the exchange."""
-        stream = self.stream(text, **options)
-        async for _ in _in_thread(stream):
+        stream = self.astream(text, **options)
+        async for _ in stream:
             pass
         return stream.reply
 
-    async def astream(self, text: str, **options: Any) -> AsyncIterator[str]:
-        """`stream` in a worker thread; breaking off or cancelling the task drops the exchange."""
-        stream = self.stream(text, **options)
-        async for piece in _in_thread(stream):
-            yield piece
+    def astream(self, text: str, **options: Any) -> AsyncReplyStream:
+        """`stream` in worker threads; breaking off or cancelling the task drops the exchange."""
+        return AsyncReplyStream(self.stream(text, **options), self._underway)
 
     async def aclose(self) -> None:
         """`close` in a worker thread."""
+        await self._underway.settled()
         await asyncio.to_thread(self.close)
 
     @property
@@ -263,18 +280,3 @@ class Session:
     def _check_open(self) -> None:
         if self._closed:
             raise SessionClosedError(f"session {self.id!r} is closed; open it again to go on")
-
-
-def _fields(sampling: Sampling | None) -> dict[str, Any]:
-    if sampling is None:
-        return {}
-    return {name: getattr(sampling, name) for name in sampling.__dataclass_fields__}
-
-
-async def _in_thread(stream: ReplyStream) -> AsyncIterator[str]:
-    """Pull pieces in a worker thread; leaving early cancels the exchange."""
-    try:
-        while (piece := await asyncio.to_thread(stream.next_piece)) is not None:
-            yield piece
-    finally:
-        await asyncio.shield(asyncio.to_thread(stream.cancel))

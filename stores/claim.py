@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from longmem.errors import CorruptDataError, StaleWriterError
 from longmem.store import Commit, SessionInfo
-from longmem.stores.rows import file_of, insert_file, layout_id
+from longmem.stores.rows import SESSION_COLUMNS, file_of, insert_file, layout_id, session_of
 from longmem.stores.turn_file import FileRow
 
 
@@ -64,6 +64,19 @@ def load_files(rows: sqlite3.Connection, key: int, store: str) -> Files:
     ):
         files.append(row["first"], row["last"], file_of(row, store))
     return files
+
+
+def claim_with(rows: sqlite3.Connection, claim: Claim, file: str, store: str) -> Claim | None:
+    """`claim` as the database now has it, if its session has a commit with this file."""
+    row = rows.execute(
+        f"""SELECT {SESSION_COLUMNS} FROM sessions s WHERE key = ? AND EXISTS (
+              SELECT 1 FROM commits c JOIN files f ON f.key = c.file
+              WHERE c.session = s.key AND f.name = ?)""",
+        (claim.key, file),
+    ).fetchone()
+    if row is None:
+        return None
+    return replace(claim, info=session_of(row), files=load_files(rows, claim.key, store))
 
 
 def check_belongs(file: FileRow, session: str, layout: str) -> None:

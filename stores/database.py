@@ -53,7 +53,9 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: durable when the block ends, undone when it raises.
+        """One transaction: durable when the block ends, undone when it raises. Never nested.
+
+        An interrupt that comes when COMMIT is through raises although it is durable.
 
         Raises:
             StoreError: the database refuses; the store is closed; the process was forked.
@@ -66,6 +68,10 @@ class Database:
         with self._lock, _translated(self.path):
             if self._connection is None:
                 raise StoreError(f"the store {self.path.parent} is closed; open it again")
+            if self._connection.in_transaction:
+                # An interrupt came right behind BEGIN or before COMMIT: nobody would ever commit what
+                # it left open, nor this transaction, which would only be a savepoint in it.
+                self._connection.rollback()
             with self._utils.atomic():
                 yield self._connection
 

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -47,7 +47,7 @@ class Folder:
         self.files = root / "files"
         self.tmp = root / "tmp"
         self._open: OrderedDict[str, TurnFile] = OrderedDict()
-        self._abandoned: list[str] = []
+        self._abandoned: set[str] = set()
         self._lock = threading.Lock()
         _refuse_foreign(root, must_exist=not create)
         if create:
@@ -123,17 +123,22 @@ class Folder:
         and would count after a crash. The next transaction overwrites them.
         """
         with self._lock:
-            self._abandoned.append(name)
+            self._abandoned.add(name)
 
-    def sweep(self) -> None:
-        """Remove abandoned files; call after a successful transaction. What fails stays noted."""
+    def sweep(self, is_known: Callable[[str], bool]) -> None:
+        """Remove abandoned files; call after a successful transaction. What fails stays noted.
+
+        Args:
+            is_known: whether a commit names the file after all; it stays then.
+        """
         with self._lock:
-            names, self._abandoned = self._abandoned, []
+            names = list(self._abandoned)
         for name in names:
-            try:
-                (self.files / name).unlink(missing_ok=True)
-            except OSError:
-                self.abandon(name)
+            with contextlib.suppress(OSError, StoreError):
+                if not is_known(name):
+                    (self.files / name).unlink(missing_ok=True)
+                with self._lock:
+                    self._abandoned.discard(name)
 
     def orphans(self, known: set[str], *, age: float = 0.0) -> list[str]:
         """Names in ``files/`` that are not `known` and at least `age` seconds in place."""

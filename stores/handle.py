@@ -10,12 +10,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from longmem.errors import CorruptDataError, SessionClosedError, StoreReadOnlyError
+from longmem.errors import CorruptDataError, SessionClosedError, StoreError, StoreReadOnlyError
 from longmem.store import Commit, SessionInfo, Snapshot, TurnRecord
 from longmem.stores.checks import check_commit, check_positions, check_rows
-from longmem.stores.claim import Claim, advance_session, check_belongs, insert_commit, insert_turns
+from longmem.stores.claim import (
+    Claim,
+    advance_session,
+    check_belongs,
+    claim_with,
+    insert_commit,
+    insert_turns,
+)
 from longmem.stores.database import Database
 from longmem.stores.folder import Folder
+from longmem.stores.removal import sweep
 from longmem.stores.rows import turn_of, turn_values
 from longmem.stores.turn_file import FileRow, Identity, TurnFile
 
@@ -65,6 +73,9 @@ class SQLiteHandle:
 
         Order: turn file written, fsynced and renamed into place, directory fsynced, then one
         transaction that compares and sets the session's head and this handle's lease epoch.
+
+        An interrupt may come when the transaction is through already: then `info` holds the new
+        head although this raised.
         """
         with self.lock:
             claim = self.claim
@@ -81,12 +92,12 @@ class SQLiteHandle:
                     advance_session(rows, claim, after)
                     insert_commit(rows, claim, commit, file, after)
                     insert_turns(rows, claim.key, turns)
+                claim.files.append(commit.start, commit.stop, file)
+                self._claim = replace(claim, info=after)
             except BaseException:
-                self._folder.abandon(file.name)
+                self._settle(claim, file.name)
                 raise
-            claim.files.append(commit.start, commit.stop, file)
-            self._claim = replace(claim, info=after)
-            self._folder.sweep()
+            sweep(self.database, self._folder)
             return after.head
 
     def snapshot(self) -> Snapshot | None:
@@ -170,6 +181,18 @@ class SQLiteHandle:
         """Go on with another claim on the same session id; `SQLiteStore.publish` rebuilt it."""
         with self.lock:
             self._claim = claim
+
+    def _settle(self, claim: Claim, file: str) -> None:
+        """After an exception: go on from what the database holds, with the commit or without."""
+        try:
+            with self.database.transaction() as rows:
+                after = claim_with(rows, claim, file, self._store)
+        except StoreError:
+            after = None  # it cannot say; `sweep` asks it again
+        if after is None:
+            self._folder.abandon(file)
+        else:
+            self._claim = after
 
     def _identity(self, claim: Claim, commit: Commit) -> Identity:
         return Identity(self._store, self._id, claim.layout, commit.start, commit.stop)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import IO
 
 from longmem.errors import StoreError, StoreLockedError
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError(
+        "longmem.stores needs POSIX file locks (fcntl), which this platform lacks; use Linux, macOS"
+        " or the Windows Subsystem for Linux"
+    ) from error
 
 
 class WriterLock:
@@ -41,10 +48,10 @@ class WriterLock:
     def _held_message(self, path: Path) -> str:
         assert self._file is not None
         self._file.seek(0)
-        holder = self._file.read().strip() or "unknown"
+        pid = self._file.read().strip() or "unknown"
         self.release()
-        where = "this process" if holder == str(os.getpid()) else f"process {holder}"
+        holder = "this process" if pid == str(os.getpid()) else "another process"
         return (
-            f"the store {path.parent} is being written by {where} (pid {holder}); close it there,"
+            f"the store {path.parent} is being written by {holder} (pid {pid}); close it there,"
             " or open it with read_only=True"
         )

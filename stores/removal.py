@@ -33,7 +33,18 @@ def work_off_queue(database: Database, folder: Folder) -> None:
     folder.unlink(names)
     with database.transaction() as rows:
         rows.executemany("DELETE FROM unlink_queue WHERE name = ?", [(name,) for name in names])
-    folder.sweep()
+    sweep(database, folder)
+
+
+def sweep(database: Database, folder: Folder) -> None:
+    """Remove the files of failed transactions, unless the database knows them after all."""
+
+    def is_known(name: str) -> bool:
+        with database.transaction() as rows:
+            found = rows.execute("SELECT 1 FROM files WHERE name = ?", (name,)).fetchone()
+        return found is not None
+
+    folder.sweep(is_known)
 
 
 def recover(database: Database, folder: Folder) -> None:

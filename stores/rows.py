@@ -68,6 +68,14 @@ def find_session(rows: sqlite3.Connection, session_id: str) -> sqlite3.Row | Non
     return found
 
 
+def is_published(rows: sqlite3.Connection, key: int) -> bool:
+    """Whether a session is there and no stand-in: it never was one, or it took over."""
+    found = rows.execute(
+        "SELECT 1 FROM sessions WHERE key = ? AND staged_for IS NULL", (key,)
+    ).fetchone()
+    return found is not None
+
+
 def session_of(row: sqlite3.Row) -> SessionInfo:
     """A row selected with `SESSION_COLUMNS`.
 

@@ -30,7 +30,13 @@ from longmem.stores.handle import SQLiteHandle
 from longmem.stores.lock import WriterLock
 from longmem.stores.records import SQLiteRecords
 from longmem.stores.removal import recover, remove_session, work_off_queue
-from longmem.stores.rows import SESSION_COLUMNS, find_session, insert_session, session_of
+from longmem.stores.rows import (
+    SESSION_COLUMNS,
+    find_session,
+    insert_session,
+    is_published,
+    session_of,
+)
 from longmem.stores.verify import verify
 
 
@@ -143,17 +149,23 @@ class SQLiteStore:
             if new not in self._staged or built.info.id != before.info.id:
                 raise InputError("publish takes what stage() returned for the same session")
             after = replace(built, epoch=before.epoch + 1)
-            with self._database.transaction() as rows:
-                check_lease(rows, before)
-                check_lease(rows, built)
-                remove_session(rows, before.key)
-                rows.execute(
-                    "UPDATE sessions SET staged_for = NULL, lease_epoch = ? WHERE key = ?",
-                    (after.epoch, after.key),
-                )
-            self._staged.discard(new)
-            new.release()
-            old.take_over(after)
+            try:
+                with self._database.transaction() as rows:
+                    check_lease(rows, before)
+                    check_lease(rows, built)
+                    remove_session(rows, before.key)
+                    rows.execute(
+                        "UPDATE sessions SET staged_for = NULL, lease_epoch = ? WHERE key = ?",
+                        (after.epoch, after.key),
+                    )
+            except BaseException:
+                with self._database.transaction() as rows:
+                    published = is_published(rows, after.key)
+                if published:  # Ctrl-C came when COMMIT was through
+                    self._swap(old, new, after)
+                    self._erase()
+                raise
+            self._swap(old, new, after)
         self._erase()
 
     def delete(self, session_id: str) -> None:
@@ -199,18 +211,26 @@ class SQLiteStore:
     def _handle(self, claim: Claim) -> SQLiteHandle:
         return SQLiteHandle(self._database, self._folder, self._store_id, claim, self._forget)
 
+    def _swap(self, old: SQLiteHandle, new: SQLiteHandle, after: Claim) -> None:
+        """What `publish` does behind its transaction; in this order it may break off anywhere."""
+        old.take_over(after)
+        new.release()
+        self._staged.discard(new)
+
     def _forget(self, handle: SQLiteHandle) -> None:
         """A handle closes: its claim ends; a stand-in nobody published goes."""
         with self._guard:
             claim = handle.release()
             if claim is None:
                 return
-            if handle not in self._staged:
+            if self._claimed.get(claim.info.id) is handle:
                 del self._claimed[claim.info.id]
+            if handle not in self._staged:
                 return
             self._staged.discard(handle)
             with self._database.transaction() as rows:
-                remove_session(rows, claim.key)
+                if not is_published(rows, claim.key):
+                    remove_session(rows, claim.key)
             self._erase()
 
     def _erase(self) -> None:

@@ -1,14 +1,22 @@
-"""Run the `longmem` command inside the test process."""
+"""Run the `longmem` command inside the test process, and write what it imports."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from longmem.cli import main
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "My café in Zürich is called ☃."},
+    {"role": "assistant", "content": "Noted."},
+]
 
 
 @dataclass(frozen=True)
@@ -42,3 +50,11 @@ class Command:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         printed = self._capture.readouterr()
         return Ran(code, printed.out, printed.err)
+
+
+def transcript(folder: Path, *more: str) -> str:
+    """A file with `TURNS` and further lines."""
+    path = folder / "talk.jsonl"
+    lines = [json.dumps(turn, ensure_ascii=False) for turn in TURNS]
+    path.write_text("\n".join([*lines, "", *more]), "utf-8")
+    return str(path)

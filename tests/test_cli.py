@@ -10,16 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import Command
+from command import Command, transcript
 
 from longmem import __version__
 from longmem.stores import SQLiteStore
-
-TURNS = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "My café in Zürich is called ☃."},
-    {"role": "assistant", "content": "Noted."},
-]
 
 
 @pytest.fixture
@@ -39,14 +33,6 @@ def imported(longmem: Command, store: str, tmp_path: Path) -> str:
     done = longmem("sessions", "import", transcript(tmp_path), "--session", "old", "--store", store)
     assert done.code == 0, done.err
     return store
-
-
-def transcript(folder: Path, *more: str) -> str:
-    """A file with `TURNS` and further lines."""
-    path = folder / "talk.jsonl"
-    lines = [json.dumps(turn, ensure_ascii=False) for turn in TURNS]
-    path.write_text("\n".join([*lines, "", *more]), "utf-8")
-    return str(path)
 
 
 def test_the_version_is_printed(longmem: Command) -> None:
@@ -96,6 +82,20 @@ def test_a_missing_store_is_one_message_and_is_not_created(
     assert done.code == 1
     assert done.err.startswith("longmem: there is no longmem store at")
     assert not Path(store).exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("chat",), ("bench", "decode"), ("bench", "recall"), ("demo-day1", "--session", "x")],
+    ids=" ".join,
+)
+def test_an_unknown_device_is_one_message(
+    longmem: Command, store: str, arguments: tuple[str, ...]
+) -> None:
+    place = () if arguments[0] == "bench" else ("--store", store)
+    done = longmem(*arguments, *place, "--device", "nonsense")
+    assert done.code == 1
+    assert done.err.startswith("longmem: device 'nonsense' cannot be used")
 
 
 def test_an_unknown_model_is_one_message(longmem: Command, store: str, tmp_path: Path) -> None:
@@ -155,57 +155,25 @@ def test_recall_tells_which_turns_were_looked_up(
     assert "user       My locker code is 482913." in done.out
 
 
-def test_a_transcript_becomes_a_session(longmem: Command, imported: str) -> None:
-    shown = longmem("sessions", "show", "old", "--store", imported, "--json")
-    turns = [json.loads(line) for line in shown.out.splitlines()]
-    assert [{"role": t["role"], "content": t["content"]} for t in turns] == TURNS
-    last = longmem("sessions", "show", "old", "--store", imported, "--last", "1").out
-    assert "Noted." in last and "Zürich" not in last
-    assert longmem("sessions", "verify", "old", "--store", imported).out == "Sound.\n"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "nonsense",
-        "[1]",
-        "[" * 100_000,
-        '{"role": "user"}',
-        '{"role": "robot", "content": "x"}',
-        '{"role": ["user"], "content": "x"}',
-        '{"role": "user", "content": ["x"]}',
-        '{"role": "user", "content": " "}',
-        '{"role": "user", "content": "\\u0000"}',
-        '{"role": "user", "content": "\\ud800"}',
-    ],
-    ids=lambda line: line[:40],
-)
-def test_a_bad_line_is_named_and_nothing_is_imported(
-    longmem: Command, store: str, tmp_path: Path, line: str
+def test_a_fresh_machine_has_no_sessions(
+    longmem: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = transcript(tmp_path, line)
-    done = longmem("sessions", "import", path, "--session", "new", "--store", store)
-    assert done.code == 1
-    assert done.err.startswith("longmem: talk.jsonl, line 5: ")
-    assert not Path(store).exists()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert longmem("sessions", "list").out == "No sessions.\n"
+    assert longmem("sessions", "list", "--json").out == "[]\n"
+    assert not (tmp_path / "data").exists()
 
 
-def test_an_import_never_adds_to_a_session(longmem: Command, imported: str, tmp_path: Path) -> None:
-    path = transcript(tmp_path)
-    done = longmem("sessions", "import", path, "--session", "old", "--store", imported)
-    assert (done.code, done.out) == (1, "")
-    assert "exists already" in done.err
-
-
-def test_an_import_that_fails_leaves_no_session(
-    longmem: Command, store: str, tmp_path: Path
+@pytest.mark.parametrize("arguments", [("list",), ("show", "old")], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error(
+    imported: str, arguments: tuple[str, ...]
 ) -> None:
-    long = json.dumps({"role": "system", "content": "word " * 5000})
-    path = tmp_path / "long.jsonl"
-    path.write_text(long)
-    done = longmem("sessions", "import", str(path), "--session", "new", "--store", store)
-    assert done.code == 1 and "max_init" in done.err
-    assert longmem("sessions", "list", "--store", store).out == "No sessions.\n"
+    line = [sys.executable, "-P", "-m", "longmem.cli", "sessions", *arguments, "--store", imported]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
 
 
 def test_a_session_is_deleted_only_when_somebody_says_yes(longmem: Command, imported: str) -> None:
@@ -274,7 +242,13 @@ def test_the_pass_key_is_asked_for_at_every_depth(longmem: Command) -> None:
 def test_the_time_per_token_is_measured(longmem: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longmem.bench.decode.REPLY_TOKENS", 2)
     done = longmem("bench", "decode", "--history", "300", "--history", "600", "--json")
-    assert len(json.loads(done.out.splitlines()[-1])["decode"]) == 2
+    figures = json.loads(done.out.splitlines()[-1])
+    assert len(figures["decode"]) == 2 and figures["model"] == "nano"
+
+
+def test_the_time_per_token_of_another_model_is_measured(longmem: Command, tmp_path: Path) -> None:
+    done = longmem("bench", "decode", "--model", str(tmp_path))
+    assert done.code == 1 and done.err.startswith("longmem: no model could be loaded from")
 
 
 def test_an_unknown_setting_is_one_message(longmem: Command) -> None:

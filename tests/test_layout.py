@@ -17,6 +17,7 @@ import longmem
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"longmem": "longmem", "longmem.stores": "stores", "longmem.adapters": "adapters"}
 PUBLIC = [
+    "AsyncReplyStream",
     "ChatFormatError",
     "ConfigError",
     "CorruptDataError",
@@ -54,6 +55,7 @@ ABOVE_ENGINE = {
         "conversation",
         "turn_input",
         "reply_stream",
+        "async_reply",
         "opening",
         "rebuild",
         "ledger",

@@ -232,3 +232,11 @@ def test_a_changed_copy_is_validated_too() -> None:
     assert Sampling(seed=1).replace(temperature=0.5) == Sampling(seed=1, temperature=0.5)
     with pytest.raises(ConfigError):
         Sampling(temperature=0.5, top_k=5).replace(temperature=0.0)
+
+
+def test_an_unknown_option_is_refused_with_the_options_there_are() -> None:
+    expected = "no sampling option 'max_tokens'; there are max_new_tokens, temperature"
+    with pytest.raises(ConfigError, match=expected):
+        Sampling().replace(max_tokens=3)
+    with pytest.raises(ConfigError, match=expected):
+        Sampling.from_generation_config(None, max_tokens=3)

@@ -54,9 +54,20 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a mark
     try:
-        app()
+        _run()
+    except BrokenPipeError:  # whoever read the output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
     except (LongMemError, OSError) as error:
         print(f"longmem: {error}", file=sys.stderr)
         if isinstance(error, FingerprintMismatchError):
             print("longmem: on the command line: --model NAME, or --rebuild", file=sys.stderr)
         sys.exit(1)
+
+
+def _run() -> None:
+    """The command, with all of its output written: what Python flushes at exit fails unseen."""
+    try:
+        app()
+    finally:
+        sys.stdout.flush()

@@ -28,12 +28,14 @@ def decode(
             min=1, help="Tokens of history; give it twice or more.  [default: 10000 200000]"
         ),
     ] = None,
+    model: Model = NANO,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Time per reply token against the length of the history."""
     from longmem.bench.decode import REPLY_TOKENS, measure
 
-    engine = load_engine(NANO)
+    engine = load_engine(model, device)
     results = measure(engine, history or (10_000, 200_000), report=typer.echo)
     base = results[0].ms_per_token
     for r in results:
@@ -41,7 +43,7 @@ def decode(
         typer.echo(f"{r.history:>10,} tokens  {r.ms_per_token:7.3f} ms/token  ratio {ratio:.3f}")
     if as_json:
         rows = [{**asdict(r), "ratio_to_first": r.ms_per_token / base} for r in results]
-        typer.echo(_json({"model": NANO, "reply_tokens": REPLY_TOKENS, "decode": rows}))
+        typer.echo(_json({"model": model, "reply_tokens": REPLY_TOKENS, "decode": rows}))
 
 
 @app.command()

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from longmem.errors import ConfigError
-
 if TYPE_CHECKING:
     from longmem import Engine
     from longmem.stores import SQLiteStore
@@ -57,25 +55,10 @@ def load_engine(model: str, device: str | None = None) -> Engine:
 
     from longmem import Engine
 
-    if device is not None:
-        _check_device(device)
     if model == NANO:
         logging.disable_progress_bar()  # it loads in a blink
         return Engine.nano(device=device)
     return Engine.from_pretrained(model, device=device)
-
-
-def _check_device(device: str) -> None:
-    """Torch has a different exception for each way in which a device can be missing."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"this machine has no device {device!r} ({reason}); leave --device out, or give cpu"
-        ) from None
 
 
 def readable_bytes(count: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -24,6 +25,7 @@ from longmem.cli.common import (
     Model,
     StorePath,
     console,
+    default_store,
     load_engine,
     open_store,
     readable_bytes,
@@ -31,9 +33,8 @@ from longmem.cli.common import (
 from longmem.errors import InputError, SessionInUseError
 
 if TYPE_CHECKING:
-    from longmem import Engine, Turn
+    from longmem import Engine, Store
     from longmem.store import SessionInfo, TurnRecord
-    from longmem.stores import SQLiteStore
 
 app = typer.Typer(help="List, read, check, delete and import sessions.", no_args_is_help=True)
 
@@ -47,8 +48,7 @@ def list_sessions(
     as_json: AsJson = False,
 ) -> None:
     """All sessions of a store, the most recently used first."""
-    with open_store(store, read_only=True) as opened:
-        found = opened.sessions(owner)
+    found = _found(store, owner)
     if as_json:
         typer.echo(json.dumps([_as_json(info) for info in found], ensure_ascii=False))
         return
@@ -141,31 +141,48 @@ def import_transcript(
                 f"session {session!r} exists already; choose another --session, or delete it first"
             )
         told = _read(engine, opened, session, lines, model)
-    tokens = sum(turn.tokens for turn in told)
     if as_json:
-        typer.echo(json.dumps({"session": session, "turns": len(told), "tokens": tokens}))
+        figures = {"session": session, "turns": told.n_turns, "tokens": told.n_tokens}
+        typer.echo(json.dumps(figures))
         return
-    typer.echo(f"Session {session}: {len(told):,} turns, {tokens:,} tokens read.")
+    typer.echo(f"Session {session}: {told.n_turns:,} turns, {told.n_tokens:,} tokens read.")
 
 
 def _read(
-    engine: Engine, store: SQLiteStore, id: str, lines: Sequence[transcript.Line], model: str
-) -> list[Turn]:
-    """The new session reads all lines in one commit; where that fails, it goes again."""
-    turns = [(role, text) for _, role, text in lines]
+    engine: Engine, store: Store, id: str, lines: Sequence[transcript.Line], model: str
+) -> SessionInfo:
+    """The new session reads all lines; where that fails, it goes again."""
+    from longmem.opening import check_id, session_info
+    from longmem.rebuild import read_transcript
+    from longmem.store import SessionInfo
+
+    check_id(id)
+    now = time.time()
+    empty = SessionInfo(id, None, {"model": model}, {}, (), "", now, now)
+    handle = store.create(session_info(engine, empty))
     try:
-        with (
-            engine.session(id, store=store, metadata={"model": model}) as session,
-            Progress(console=Console(stderr=True), transient=True) as progress,
-        ):
-            task = progress.add_task("reading", total=None)
-            return session.add(
-                turns, progress=lambda done, of: progress.update(task, completed=done, total=of)
-            )
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("reading", total=None)
+
+            def report(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            read_transcript(engine, store, handle, [line[1:] for line in lines], report)
+        return handle.info
     except BaseException:
-        if any(info.id == id for info in store.sessions()):
-            store.delete(id)
+        handle.close()
+        store.delete(id)
         raise
+    finally:
+        handle.close()
+
+
+def _found(store: Path | None, owner: str | None) -> list[SessionInfo]:
+    """On a fresh machine, where nobody named a store, there are none yet; that is no error."""
+    if store is None and not default_store().exists():
+        return []
+    with open_store(store, read_only=True) as opened:
+        return opened.sessions(owner)
 
 
 def _find(id: str, path: Path | None) -> SessionInfo:

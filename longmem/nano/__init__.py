@@ -16,12 +16,12 @@ def memory() -> MemoryConfig:
     """The memory settings nano was trained for and recalls best with (see the model card)."""
     return MemoryConfig(
         n_init=8,
-        n_local=128,
+        n_local=96,
         block_size=64,
         block_boundaries="turn",
         topk=4,
         repr_topk=4,
         lookup_layers=(2,),
         lookup_span=128,
-        stride=16,
+        stride=32,
     )
