@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
 
 TARGET = Path(__file__).resolve().parent.parent / "longmem" / "nano"
-MUON_LR, ADAM_LR, WARM_UP, FINDING_WEIGHT = 0.02, 3e-3, 50, 0.6
+MUON_LR, ADAM_LR, WARM_UP, FINDING_WEIGHT = 0.02, 3e-3, 50, 0.4
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
@@ -245,13 +245,13 @@ def main() -> None:
     parser.add_argument("--target", default=str(TARGET), help="folder that receives the model")
     parser.add_argument(
         "--schedule",
-        default="128:300,256:1100",
+        default="128:300,256:1600",
         help="length:steps, comma-separated",
     )
     parser.add_argument(
         "--decay",
         type=int,
-        default=500,
+        default=550,
         help="last steps, in which the learning rates fall to zero",
     )
     parser.add_argument(

@@ -19,6 +19,7 @@ from longmem.errors import (
     TurnTooLargeError,
 )
 from longmem.feeding import Segment
+from longmem.fit import initial_tokens
 from longmem.ledger import Draft
 from longmem.memory import Mark, SessionMemory
 from longmem.sampling import Sampling, load_generator, new_generator, save_generator
@@ -127,15 +128,7 @@ class Conversation:
     def memory_for(self, role: str, n_tokens: int) -> SessionMemory:
         """The memory to read a turn into; a new one pins a system turn of `n_tokens` tokens."""
         if self.memory is None:
-            config = self.engine.config
-            n_init = config.n_init
-            if role == "system":
-                if n_tokens > config.max_init:
-                    raise TurnTooLargeError(
-                        f"session {self.id!r}: the system turn has {n_tokens} tokens, above "
-                        f"max_init = {config.max_init}; shorten it, or raise MemoryConfig.max_init"
-                    )
-                n_init = max(n_init, n_tokens)
+            n_init = initial_tokens(self.engine.config, self.id, role, n_tokens)
             handle = self.ledger.handle
             self.memory = self.engine.new_memory(n_init, journal=handle is not None)
             if handle is not None:

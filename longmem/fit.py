@@ -9,7 +9,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from longmem.attention import ModelInfo
 from longmem.chat import ChatFormat
 from longmem.config import MemoryConfig
-from longmem.errors import ChatFormatError, ConfigError, UnsupportedModelError
+from longmem.errors import ChatFormatError, ConfigError, TurnTooLargeError, UnsupportedModelError
 from longmem.retrieval import get_scorer
 
 _LEAST_VOCABULARY = 0.8
@@ -29,6 +29,22 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, config: MemoryConfig) -> Cha
             "reply needs; give the tokenizer a template with a generation prompt"
         )
     return chat
+
+
+def initial_tokens(config: MemoryConfig, session: str, role: str, n_tokens: int) -> int:
+    """Initial tokens of a session whose first turn is of `role` and has `n_tokens` tokens.
+
+    Raises:
+        TurnTooLargeError: a system turn above max_init.
+    """
+    if role != "system":
+        return config.n_init
+    if n_tokens > config.max_init:
+        raise TurnTooLargeError(
+            f"session {session!r}: the system turn has {n_tokens} tokens, above max_init = "
+            f"{config.max_init}; shorten it, or raise MemoryConfig.max_init"
+        )
+    return max(config.n_init, n_tokens)
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:

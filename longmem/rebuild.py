@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from longmem.errors import CorruptDataError, TurnTooLargeError
+from longmem.errors import CorruptDataError
 from longmem.feeding import Segment
+from longmem.fit import initial_tokens
 from longmem.ledger import Draft, Ledger
 from longmem.memory import ReadSpan, SessionMemory
 from longmem.store import SessionHandle, SessionInfo, Store, TurnRecord
@@ -95,14 +96,7 @@ def _replay(
 
 
 def _memory_for(engine: Engine, id: str, first: Draft) -> SessionMemory:
-    n_init, most = engine.config.n_init, engine.config.max_init
-    if first.role == "system":
-        n_init = max(n_init, len(first.ids))
-        if len(first.ids) > most:
-            raise TurnTooLargeError(
-                f"session {id!r}: the system turn has {len(first.ids)} tokens, above "
-                f"max_init = {most}; shorten it, or raise MemoryConfig.max_init"
-            )
+    n_init = initial_tokens(engine.config, id, first.role, len(first.ids))
     return engine.new_memory(n_init, journal=True)
 
 

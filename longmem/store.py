@@ -137,6 +137,9 @@ class SessionHandle(Protocol):
                 dtype), or holds what cannot be stored; nothing was written.
             StoreReadOnlyError: the store is open read-only.
             StoreError: the disk refuses; nothing was stored and the commit can be repeated.
+
+        An interrupt (KeyboardInterrupt) may arrive when the commit is durable already: `info.head`
+        tells, and the caller has to look.
         """
 
     def snapshot(self) -> Snapshot | None:
