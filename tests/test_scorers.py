@@ -34,7 +34,7 @@ def test_soft_vote_sums_one_softmax_per_head_and_query(blocks, n_query):
             votes = torch.softmax(logits(q, blocks, head, t), 0)
             for row, block in enumerate(blocks.block.tolist()):
                 expected[block] += votes[row]
-    scores = SoftVote().score(q, blocks)
+    scores = SoftVote(voters=4).score(q, blocks)
     torch.testing.assert_close(scores, expected)
     assert SoftVote().shares(scores).sum().item() == pytest.approx(1)
 
@@ -43,7 +43,8 @@ def test_soft_vote_averages_the_queries_of_a_long_span_in_groups(blocks):
     q = torch.randn(4, 10, 8)
     groups = [q[:, 0:3], q[:, 3:6], q[:, 6:8], q[:, 8:10]]
     pooled = torch.stack([g.mean(1) for g in groups], 1)
-    torch.testing.assert_close(SoftVote().score(q, blocks), SoftVote().score(pooled, blocks))
+    vote = SoftVote(voters=4)
+    torch.testing.assert_close(vote.score(q, blocks), vote.score(pooled, blocks))
 
 
 def test_representative_scores_by_the_mean_query_and_averages_over_a_blocks_keys(blocks):

@@ -20,7 +20,7 @@ def memory() -> MemoryConfig:
         block_size=64,
         block_boundaries="turn",
         topk=4,
-        repr_topk=64,
+        repr_topk=24,
         lookup_layers=(2,),
         lookup_span=128,
         stride=32,
