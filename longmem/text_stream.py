@@ -84,7 +84,7 @@ class TextStream:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        stop_strings: the text ends before the first of them that appears outside reasoning.
+        stop_strings: the text ends before the one that is complete first, outside reasoning.
         skip_ids: ids that are no text, besides the tokenizer's special tokens (but for `tags`).
         tags: what encloses reasoning; None if nothing does.
         opened: the reply begins inside reasoning (`ChatFormat.opens_reasoning`).
@@ -153,8 +153,8 @@ class TextStream:
         if not self._drop_lead():
             return ""
         found = [(at, stop) for stop in self._stops if (at := self._pending.find(stop)) >= 0]
-        if found:
-            keep, self.stop_string = min(found)
+        if found:  # the one complete first, however the text was cut into tokens
+            keep, self.stop_string = min(found, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
         else:
             keep = len(self._pending) - held_back(self._pending, self._stops)
         shown, self._pending = self._pending[:keep], self._pending[keep:]

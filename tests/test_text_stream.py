@@ -147,6 +147,12 @@ def test_the_first_stop_string_in_the_text_counts() -> None:
     assert (stream.text, stream.stop_string) == ("a", "b")
 
 
+def test_of_overlapping_stop_strings_the_one_complete_first_counts() -> None:
+    stream = TextStream(LEVEL, ["S", "TSS"])
+    run(stream, ids_of("TSS"))
+    assert (stream.text, stream.stop_string) == ("T", "S")
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.text(alphabet="abST<>/think\n ", max_size=40),
@@ -159,7 +165,8 @@ def test_streamed_pieces_are_the_text_of_the_whole(
     stream = TextStream(LEVEL, stops, opened=opened)
     pieces = run(stream, ids_of(reply))
     reasoning, answer = split_reasoning(reply, opened=opened)
-    cut = min((at for stop in stops if (at := answer.find(stop)) >= 0), default=None)
+    hits = [(at + len(stop), at) for stop in stops if (at := answer.find(stop)) >= 0]
+    cut = min(hits)[1] if hits else None
     assert "".join(pieces) == stream.text == answer[:cut]
     assert stream.stopped == (cut is not None)
     assert stream.reasoning == reasoning
