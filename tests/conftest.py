@@ -12,8 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from longmem import Engine, MemoryConfig
+
+settings.register_profile("ci", derandomize=True)  # new counterexamples are for people to find
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
