@@ -51,7 +51,7 @@ Id = Annotated[str, typer.Option("--session")]
 def demo(
     tokens: Tokens = 20_000,
     model: Model = NANO,
-    seed: Seed = 0,
+    seed: Seed = 1,
     questions: Questions = 40,
     unseen: Unseen = False,
     store: StorePath = None,
@@ -79,7 +79,7 @@ def day_one(
     session: Id,
     model: Model = NANO,
     tokens: Tokens = 20_000,
-    seed: Seed = 0,
+    seed: Seed = 1,
     unseen: Unseen = False,
     device: Device = None,
 ) -> None:
