@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, chatter
+from safetensors.torch import load_file
 
 from longmem import (
     CorruptDataError,
@@ -40,6 +41,7 @@ def probe_logits(engine, session):
 
 CHILD = """
 import sys, torch
+from safetensors.torch import save_file
 sys.path.insert(0, {tests!r})
 from conftest import SMALL
 from test_resume import probe_logits
@@ -49,7 +51,7 @@ torch.set_num_threads({threads})
 engine = Engine.nano(SMALL)
 with SQLiteStore({store!r}) as store, engine.session("a", store=store) as session:
     assert engine.tokens_read == 0, "resuming read tokens again"
-    torch.save(probe_logits(engine, session), {out!r})
+    save_file({{"logits": probe_logits(engine, session)}}, {out!r})
 """
 
 
@@ -64,11 +66,11 @@ def test_a_new_process_goes_on_with_bit_equal_logits_and_reads_no_token_again(en
     code = CHILD.format(
         tests=str(Path(__file__).parent),
         store=str(tmp_path / "s"),
-        out=str(tmp_path / "logits.pt"),
+        out=str(tmp_path / "logits.safetensors"),
         threads=torch.get_num_threads(),
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
-    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), expected)
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], expected)
 
 
 def test_resuming_after_every_exchange_equals_never_closing(engine, tmp_path):
