@@ -11,6 +11,28 @@ from longmem.errors import ConfigError
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
+class Compressive(BaseModel):
+    """Settings of the compressive memory (Infini-attention, arXiv 2404.07143). None is stored: M and z
+    are folded again from stored keys and values when a session is resumed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Literal["linear", "delta", "delta_literal"] = "delta"
+    """How M is updated: equation 8; equation 9 with ARMT's correction of z (arXiv 2407.04841); equation 9
+    as printed."""
+    feature_map: Literal["elu", "dpfp", "learned"] = "elu"
+    """sigma: ELU + 1 (the paper), DPFP-3 (ARMT), or the maps of the gate file (LoLCATs)."""
+    mix: Literal["gate", "lse"] = "gate"
+    """How it joins attention: the paper's gate per head, or as one more attended group of mass
+    exp(c_h) phi(q) z, of what retention dropped (after LESS, arXiv 2402.09398)."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of M and z that outlives one chunk; 1 forgets nothing."""
+    chunk: PositiveInt = 128
+    """Tokens folded at once, on an absolute grid. With window = "segment" it is n_local."""
+    gates: str | None = None
+    """A gate file of this model (safetensors); None leaves every gate closed."""
+
+
 class MemoryConfig(BaseModel):
     """Settings of one engine's memory. Frozen; `replace` makes a changed copy.
 
@@ -28,14 +50,37 @@ class MemoryConfig(BaseModel):
     """Local window in tokens, attended at true distances; within the trained positions (stored). InfLLM."""
     block_size: PositiveInt = 128
     """Most tokens in a semantic block (stored). InfLLM."""
-    block_boundaries: Literal["fixed", "turn"] = "fixed"
-    """Where blocks end: every `block_size` tokens, or also at each turn (stored)."""
+    window: Literal["sliding", "segment"] = "sliding"
+    """What the window of a token is: the last n_local tokens (InfLLM), or its own segment of an absolute
+    grid of n_local tokens (Infini-attention; then topk = 0) (stored)."""
+    block_boundaries: Literal["fixed", "turn", "surprise"] = "fixed"
+    """Where blocks end: every `block_size` tokens, or also at each turn, or also there and before tokens
+    the model did not expect (EM-LLM) (stored)."""
+    min_block: PositiveInt = 1
+    """Fewest tokens of a block that ends at a turn or a surprise (stored)."""
+    surprise_gamma: Annotated[float, Field(ge=0)] = 1.0
+    """How many standard deviations above the mean a token's surprise starts a block (stored). EM-LLM."""
+    surprise_window: Annotated[int, Field(ge=2)] = 64
+    """Tokens that mean and deviation of the surprise are taken over (stored). EM-LLM."""
+    refine: Literal["none", "modularity", "conductance"] = "none"
+    """What surprise boundaries are moved to improve (stored). EM-LLM."""
     topk: Annotated[int, Field(ge=0)] = 16
     """Blocks one look-up adds to a layer's working set; 0 attends to none. InfLLM."""
+    contiguity: Annotated[int, Field(ge=0)] = 0
+    """Neighbours of the looked-up blocks that are added, in blocks. EM-LLM's contiguity buffer."""
+    max_blocks: PositiveInt | None = None
+    """Most closed blocks a session can look up; older ones are dropped. None keeps all."""
     repr_topk: PositiveInt = 4
     """Representative keys kept per block and KV head (stored); `block_size` or more keeps all. InfLLM."""
+    repr_by: Literal["attention", "logits"] = "attention"
+    """What makes a key representative: the attention it received while in the window (InfLLM's code), or
+    the mean of the raw products q k (InfLLM's paper, equation 1) (stored)."""
     scorer: str = "soft_vote"
-    """Name of the block scorer: "soft_vote" (TokenSelect) or "representative" (InfLLM)."""
+    """Name of the block scorer; see `longmem.retrieval`."""
+    selection: Literal["layer", "kv_head"] = "layer"
+    """Who shares a choice of blocks: all heads of a layer, or the query heads of each KV head."""
+    lookup: Literal["topk", "all"] = "topk"
+    """What a refresh attends to: the `topk` best blocks, or all (full attention; Recycled Attention)."""
     lookup_span: PositiveInt = 512
     """Most tokens read under one look-up, in tokens (stored with each turn)."""
     lookup_layers: Literal["all"] | tuple[int, ...] = "all"
@@ -44,8 +89,21 @@ class MemoryConfig(BaseModel):
     far_positions: Literal["constant", "ordered"] = "constant"
     """Distance at which looked-up blocks are seen: all at n_local (InfLLM), or in stream order at
     n_local + rank * block_size, rank 0 being the newest."""
+    recycling: Literal["fixed", "dynamic", "budget"] = "fixed"
+    """When a reply looks blocks up again; see `longmem.recycling`."""
     stride: PositiveInt = 8
-    """Decode steps under one look-up; 1 refreshes at every token. Recycled Attention."""
+    """Decode steps under one look-up, or between two checks; 1 refreshes at every token. Recycled Attention."""
+    similarity: Annotated[float, Field(ge=-1, le=1)] = 0.8
+    """Cosine of a layer's mean query to that of its last look-up below which "dynamic" refreshes it."""
+    lookup_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the bytes a reply moves that "budget" lets look-ups have."""
+    topk_tokens: PositiveInt | None = None
+    """Tokens per KV head that recycled steps attend to, in tokens; None: the whole working set. Recycled
+    Attention."""
+    pool_tokens: PositiveInt = 1
+    """Neighbouring tokens whose scores are max-pooled before `topk_tokens` are taken; odd. SnapKV: 7."""
+    compressive: Compressive | None = None
+    """The compressive memory; None has none. Infini-attention."""
     host_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
     """Bytes of closed blocks one session keeps in host memory once they are durable in a store."""
     max_turn_bytes: PositiveInt = 4 * 2**20
@@ -65,6 +123,41 @@ class MemoryConfig(BaseModel):
         if layers != "all" and (not layers or sorted(set(layers)) != list(layers)):
             raise ValueError('lookup_layers must be "all" or ascending layer numbers, like (2, 3)')
         return self
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.max_blocks is not None and self.max_blocks < self.topk + self.contiguity:
+            raise ValueError(
+                f"max_blocks = {self.max_blocks} is below topk + contiguity = "
+                f"{self.topk + self.contiguity}: a look-up could not fill the working set; raise it"
+            )
+        if self.window == "segment" and (self.topk or self.lookup == "all"):
+            raise ValueError('window="segment" has no blocks: set topk=0 and lookup="topk"')
+        if self.block_boundaries == "surprise" and self.n_local <= self.block_size:
+            raise ValueError(
+                'block_boundaries="surprise" needs n_local > block_size, so that boundaries are known '
+                f"before blocks close (n_local = {self.n_local}, block_size = {self.block_size})"
+            )
+        if self.min_block > self.block_size:
+            raise ValueError(f"min_block = {self.min_block} is above block_size = {self.block_size}")
+        if self.pool_tokens % 2 == 0:
+            raise ValueError(f"pool_tokens = {self.pool_tokens} is even; choose an odd number")
+        return self
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> MemoryConfig:
+        """A method of the field as its paper has it; see `longmem.presets` for the names.
+
+        Args:
+            name: "longmem", "infllm", "em-llm", "streaming-llm", "infini", "recycled" or "full".
+            changes: settings to change, such as sizes that fit a small model.
+
+        Raises:
+            ConfigError: there is no preset of that name, or a value is out of range.
+        """
+        from longmem.presets import settings
+
+        return cls(**{**settings(name), **changes})
 
     def replace(self, **changes: Any) -> MemoryConfig:
         """A copy with some settings changed, checked like a new one.

@@ -18,6 +18,12 @@ _MOST_SAMPLES = 1 << 16
 _STORED_SETTINGS = (
     "block_size",
     "block_boundaries",
+    "min_block",
+    "surprise_gamma",
+    "surprise_window",
+    "refine",
+    "window",
+    "repr_by",
     "n_init",
     "n_local",
     "repr_topk",
