@@ -180,7 +180,10 @@ class Engine:
         """
         check_feeds(feeds)
         with self._turnstile:
-            readings = [f.memory.prepare(f.spans, f.turn_starts, trace=f.trace) for f in feeds]
+            readings = [
+                f.memory.prepare(f.spans, f.turn_starts, trace=f.trace, decide=f.decide)
+                for f in feeds
+            ]
             ids = torch.tensor([[i for f in feeds for i in f.ids]], device=self.device)
             lengths = torch.tensor([len(f.ids) for f in feeds])
             last = (lengths.cumsum(0) - 1).to(self.device)

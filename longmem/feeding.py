@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from longmem.memory import Reading, ReadSpan, SessionMemory
+from longmem.memory import Decide, Reading, ReadSpan, SessionMemory
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +20,7 @@ class Feed:
         spans: look-up spans covering them.
         turn_starts: offsets of ids that start a turn.
         trace: record which blocks the look-ups choose.
+        decide: which layers look up at a span with voters; see `longmem.memory.Reading`.
     """
 
     memory: SessionMemory
@@ -27,6 +28,7 @@ class Feed:
     spans: Sequence[ReadSpan]
     turn_starts: Sequence[int] = ()
     trace: bool = False
+    decide: Decide | None = None
 
 
 @dataclass(eq=False)

@@ -1,13 +1,14 @@
 """The memory a decoder reads from: initial tokens, semantic blocks, local window."""
 
 from longmem.memory.forward_pass import ForwardPass
-from longmem.memory.reading import AttentionCall, Choice, Reading, ReadSpan
+from longmem.memory.reading import AttentionCall, Choice, Decide, Reading, ReadSpan
 from longmem.memory.session_memory import Exported, Mark, SessionMemory
 from longmem.memory.spec import LayerSpec
 
 __all__ = [
     "AttentionCall",
     "Choice",
+    "Decide",
     "Exported",
     "ForwardPass",
     "LayerSpec",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,10 +18,16 @@ class ReadSpan:
     Args:
         tokens: how many.
         voters: leading tokens whose queries choose the blocks; 0 reuses the last working set.
+        layers: the look-up layers that chose anew; None is all of them.
     """
 
     tokens: int
     voters: int
+    layers: tuple[int, ...] | None = None
+
+
+Decide = Callable[[int, Tensor], bool]
+"""(look-up layer, its far queries ``[H, T, D]`` of the span's voters) -> whether it looks up again."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,16 @@ class Reading:
         start: absolute position of the first token.
         spans: cover the tokens in order.
         trace: whether `choices` records every look-up.
+        decide: asked by each look-up layer at a span with voters whether it looks up; None: all do,
+            or those of `ReadSpan.layers`.
     """
 
     start: int
     spans: Sequence[ReadSpan]
     trace: bool = False
+    decide: Decide | None = None
+    refreshed: dict[int, list[int]] = field(default_factory=dict)
+    """Per span, the layers that looked up."""
     choices: list[Choice] = field(default_factory=list)
     chosen: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Per span, the blocks chosen by the nearest look-up layer so far."""

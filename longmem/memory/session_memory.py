@@ -12,7 +12,7 @@ from longmem.config import MemoryConfig
 from longmem.memory.blocks import BlockTable
 from longmem.memory.layer import FullLayer, LayerMark, LayerMemory, SlidingLayer, attends_blocks
 from longmem.memory.placement import RowReader
-from longmem.memory.reading import AttentionCall, Reading, ReadSpan
+from longmem.memory.reading import AttentionCall, Decide, Reading, ReadSpan
 from longmem.memory.spec import LayerSpec
 from longmem.memory.window import BufferPlace
 
@@ -96,7 +96,11 @@ class SessionMemory:
         )
 
     def prepare(
-        self, spans: Sequence[ReadSpan], turn_starts: Sequence[int] = (), trace: bool = False
+        self,
+        spans: Sequence[ReadSpan],
+        turn_starts: Sequence[int] = (),
+        trace: bool = False,
+        decide: Decide | None = None,
     ) -> Reading:
         """Plan to read the tokens of `spans` next.
 
@@ -104,8 +108,9 @@ class SessionMemory:
             spans: look-up spans of the tokens, in order.
             turn_starts: offsets of those tokens that start a turn.
             trace: record what look-ups choose.
+            decide: which layers look up; see `Reading`.
         """
-        reading = Reading(self.n_tokens, spans, trace)
+        reading = Reading(self.n_tokens, spans, trace, decide)
         for offset in turn_starts:
             self.table.begin_turn(self.n_tokens + offset)
         self.table.extend(self.n_tokens + reading.tokens)
