@@ -155,6 +155,7 @@ class Trainer:
                 str(self.work / "tokenizer" / "tokenizer.json"),
                 length,
                 self.args.seed * 1000 + self.step,
+                self.args.tasks,
             )
             while self.step < last:
                 self._step(compiled, length, next(source))
@@ -178,7 +179,8 @@ class Trainer:
 
     def _set_rates(self) -> None:
         total, decay = self.stages[-1][1], self.args.decay
-        factor = min(1.0, (self.step + 1) / WARM_UP, (total - self.step) / decay)
+        warm = (self.step + 1 - self.args.warm_from) / WARM_UP
+        factor = self.args.peak * min(1.0, warm, (total - self.step) / decay)
         for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
@@ -256,6 +258,13 @@ def main() -> None:
     )
     parser.add_argument(
         "--finding-weight", type=float, default=FINDING_WEIGHT, help="weight of the finding loss"
+    )
+    parser.add_argument("--peak", type=float, default=1.0, help="factor of all learning rates")
+    parser.add_argument(
+        "--warm-from", type=int, default=0, help="step at which the learning rates start from zero"
+    )
+    parser.add_argument(
+        "--tasks", type=float, default=0.5, help="share of rows that are tasks of the bench"
     )
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)

@@ -89,8 +89,8 @@ class MemoryConfig(BaseModel):
     far_positions: Literal["constant", "ordered"] = "constant"
     """Distance at which looked-up blocks are seen: all at n_local (InfLLM), or in stream order at
     n_local + rank * block_size, rank 0 being the newest."""
-    recycling: Literal["fixed", "dynamic", "budget"] = "fixed"
-    """When a reply looks blocks up again; see `longmem.recycling`."""
+    recycling: str = "fixed"
+    """Name of the policy that decides when a reply looks blocks up again; see `longmem.recycling`."""
     stride: PositiveInt = 8
     """Decode steps under one look-up, or between two checks; 1 refreshes at every token. Recycled Attention."""
     similarity: Annotated[float, Field(ge=-1, le=1)] = 0.8
@@ -131,6 +131,10 @@ class MemoryConfig(BaseModel):
                 f"max_blocks = {self.max_blocks} is below topk + contiguity = "
                 f"{self.topk + self.contiguity}: a look-up could not fill the working set; raise it"
             )
+        if self.lookup == "all" and self.far_positions == "ordered":
+            raise ValueError(
+                'lookup="all" needs far_positions="constant": no position is left for all'
+            )
         if self.window == "segment" and (self.topk or self.lookup == "all"):
             raise ValueError('window="segment" has no blocks: set topk=0 and lookup="topk"')
         if self.block_boundaries == "surprise" and self.n_local <= self.block_size:
@@ -139,7 +143,9 @@ class MemoryConfig(BaseModel):
                 f"before blocks close (n_local = {self.n_local}, block_size = {self.block_size})"
             )
         if self.min_block > self.block_size:
-            raise ValueError(f"min_block = {self.min_block} is above block_size = {self.block_size}")
+            raise ValueError(
+                f"min_block = {self.min_block} is above block_size = {self.block_size}"
+            )
         if self.pool_tokens % 2 == 0:
             raise ValueError(f"pool_tokens = {self.pool_tokens} is even; choose an odd number")
         return self

@@ -13,6 +13,7 @@ from torch import Tensor
 from longmem.feeding import Feed, Segment
 from longmem.ledger import Draft
 from longmem.memory import Choice, ReadSpan, SessionMemory
+from longmem.recycling import ReplyLookups, costs_of, get_policy
 from longmem.sampling import Sampler, Sampling
 from longmem.text_stream import TextStream
 from longmem.types import FinishReason, Usage
@@ -80,7 +81,10 @@ class Decoding:
         self._ids = list(self._header)
         self._spans: list[ReadSpan] = []
         self._sampled: list[int] = []
-        self._refreshes = self._recycled = 0
+        self._lookups = ReplyLookups(
+            get_policy(engine.config.recycling)(engine.config, lambda: costs_of(engine, memory)),
+            self._spans,
+        )
         self._last: Tensor = torch.empty(0)
         self.choices: list[Choice] = []
         self.finish: FinishReason = "length"
@@ -139,8 +143,10 @@ class Decoding:
             read=len(self._user.ids) + len(self._header),
             generated=len(self._sampled),
             from_memory=self._from_memory,
-            refreshes=self._refreshes,
-            recycled=self._recycled,
+            refreshes=self._lookups.refreshes,
+            recycled=self._lookups.recycled,
+            lookups=self._lookups.lookups,
+            lookups_saved=self._lookups.saved,
         )
 
     def _read_turn(self, check: Callable[[], None]) -> None:
@@ -150,7 +156,7 @@ class Decoding:
         if not engine.chat.keep_reasoning:
             self._after_turn = self._memory.mark()
         if lead:
-            self._spans = engine.spans(len(lead))
+            self._spans += engine.spans(len(lead))
             engine.read(self._memory, [Segment(lead, self._spans)])
         self._step(self._header[-1], starts_turn=not lead)
 
@@ -172,28 +178,13 @@ class Decoding:
         return "stop" if self._sampler.done(self._context.ids, self._last) else None
 
     def _step(self, token: int, starts_turn: bool = False) -> None:
-        """Feed one token; at every `stride`-th step the blocks are looked up again."""
-        refresh = (self._refreshes + self._recycled) % self._engine.config.stride == 0
-        feed = Feed(
-            self._memory,
-            [token],
-            [ReadSpan(1, int(refresh))],
-            [0] if starts_turn else [],
-            trace=True,
-        )
+        """Feed one token; the policy says whether blocks are looked up again."""
+        span, starts = self._lookups.plan(), [0] if starts_turn else []
+        feed = Feed(self._memory, [token], [span], starts, trace=True, decide=self._lookups.decide)
         (fed,) = self._engine.forward([feed])
         self._last = fed.logits[None]
         self.choices += fed.reading.choices
-        if refresh:
-            self._refreshes += 1
-            self._spans.append(ReadSpan(1, 1))
-        else:
-            self._recycled += 1
-            self._extend_span(1)
-
-    def _extend_span(self, tokens: int) -> None:
-        last = self._spans[-1]
-        self._spans[-1] = ReadSpan(last.tokens + tokens, last.voters)
+        self._lookups.done(span, fed.reading)
 
     def _close_turn(self) -> None:
         """Feed the last sampled token and the template's closing, on the last look-up."""
@@ -207,7 +198,7 @@ class Decoding:
         self._ids += closing
         if tail:
             self._engine.forward([Feed(self._memory, tail, [ReadSpan(len(tail), 0)])])
-            self._extend_span(len(tail))
+            self._lookups.extend(len(tail))
 
 
 class _Context:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -19,7 +20,8 @@ from longmem.fair_lock import FairLock
 from longmem.feeding import Fed, Feed, Segment, check_feeds, passes
 from longmem.fingerprint import fingerprint
 from longmem.fit import chat_format, check_fit, check_tokenizer, default_memory, usable_device
-from longmem.memory import ForwardPass, ReadSpan, SessionMemory
+from longmem.gate_file import load_gates
+from longmem.memory import ForwardPass, Gates, Reading, ReadSpan, SessionMemory
 
 if TYPE_CHECKING:
     from longmem.session import Session
@@ -77,6 +79,8 @@ class Engine:
         self.device = self.model.get_input_embeddings().weight.device
         self.tokens_read = 0
         """Tokens fed to the model so far, over all sessions."""
+        self.gates = self._load_gates()
+        """Of the compressive memory; None leaves it closed."""
         self._turnstile = FairLock()
         self._fingerprint: Mapping[str, str] | None = None
 
@@ -168,7 +172,9 @@ class Engine:
             journal: keep the K/V of new tokens for `SessionMemory.export`.
         """
         n_init = self.config.n_init if n_init is None else n_init
-        return SessionMemory(self.info.layers, self.config, n_init, journal=journal)
+        return SessionMemory(
+            self.info.layers, self.config, n_init, gates=self.gates, journal=journal
+        )
 
     def forward(self, feeds: Sequence[Feed]) -> list[Fed]:
         """One forward pass over several sessions, packed; none of them sees another.
@@ -185,13 +191,31 @@ class Engine:
                 for f in feeds
             ]
             ids = torch.tensor([[i for f in feeds for i in f.ids]], device=self.device)
-            lengths = torch.tensor([len(f.ids) for f in feeds])
-            last = (lengths.cumsum(0) - 1).to(self.device)
             run = ForwardPass([(f.memory, r) for f, r in zip(feeds, readings, strict=True)])
-            logits = forward(self.model, ids, run, last)
+            wanted, last = self._wanted(feeds)
+            logits = forward(self.model, ids, run, wanted.to(self.device))
+            if self.config.block_boundaries == "surprise":
+                self._see(feeds, readings, ids[0], logits)
             run.finish()
             self.tokens_read += ids.shape[1]
-        return [Fed(row, reading) for row, reading in zip(logits, readings, strict=True)]
+        return [Fed(logits[i], reading) for i, reading in zip(last, readings, strict=True)]
+
+    def _wanted(self, feeds: Sequence[Feed]) -> tuple[Tensor, list[int]]:
+        """Which packed tokens' logits a pass has to give, and where each feed's last one is there."""
+        last = torch.tensor([len(f.ids) for f in feeds]).cumsum(0) - 1
+        if self.config.block_boundaries == "surprise":
+            return torch.arange(int(last[-1]) + 1), last.tolist()
+        return last, list(range(len(feeds)))
+
+    def _see(
+        self, feeds: Sequence[Feed], readings: Sequence[Reading], ids: Tensor, logits: Tensor
+    ) -> None:
+        """Let each memory compare what the model expected with what came."""
+        start = 0
+        for feed, reading in zip(feeds, readings, strict=True):
+            part = slice(start, start + reading.tokens)
+            feed.memory.see(reading, ids[part], logits[part])
+            start = part.stop
 
     def read(
         self,
@@ -207,7 +231,7 @@ class Engine:
             progress: called with (tokens read, tokens to read) after each pass.
         """
         total, done = sum(len(s.ids) for s in segments), 0
-        for feed in passes(memory, segments, self.segment_tokens):
+        for feed in passes(memory, segments, min(self.segment_tokens, self._pass_limit)):
             self.forward([feed])
             done += len(feed.ids)
             if progress is not None:
@@ -215,8 +239,23 @@ class Engine:
 
     def spans(self, n_tokens: int) -> list[ReadSpan]:
         """The look-up spans of a turn of `n_tokens` read at once."""
-        size = self.config.lookup_span
+        size = min(self.config.lookup_span, self._pass_limit)
         return [
             ReadSpan(min(size, n_tokens - at), min(size, n_tokens - at))
             for at in range(0, n_tokens, size)
         ]
+
+    @property
+    def _pass_limit(self) -> int:
+        """Most tokens of a pass: where surprise ends blocks, no token may be read and leave the window
+        in one pass, or what closes would depend on how the stream was cut."""
+        config = self.config
+        if config.block_boundaries == "surprise":
+            return config.n_local - config.block_size
+        return self.segment_tokens
+
+    def _load_gates(self) -> Gates | None:
+        config = self.config.compressive
+        if config is None or config.gates is None:
+            return None
+        return load_gates(config.gates, self.model, self.info.layers, config)

@@ -18,18 +18,21 @@ _MOST_SAMPLES = 1 << 16
 _STORED_SETTINGS = (
     "block_size",
     "block_boundaries",
-    "min_block",
-    "surprise_gamma",
-    "surprise_window",
-    "refine",
-    "window",
-    "repr_by",
     "n_init",
     "n_local",
     "repr_topk",
     "lookup_layers",
     "keep_reasoning",
 )
+_LATER_SETTINGS = (
+    "min_block",
+    "surprise_gamma",
+    "surprise_window",
+    "refine",
+    "window",
+    "repr_by",
+)
+"""Left out while at their defaults, so that sessions written before they existed stay readable."""
 _ADVICE = (
     "Load the model it was written with, or open it with rebuild=True: its turns are kept and read "
     "again, nothing is lost"
@@ -53,6 +56,9 @@ def fingerprint(
         template: identity of the chat format.
     """
     settings = {name: getattr(config, name) for name in _STORED_SETTINGS}
+    for name in _LATER_SETTINGS:
+        if getattr(config, name) != MemoryConfig.model_fields[name].default:
+            settings[name] = getattr(config, name)
     shapes = [(s.heads, s.kv_heads, s.dim, s.sliding, s.scaling) for s in layers]
     return {
         "weights": weight_hash(model),
@@ -74,6 +80,16 @@ def weight_hash(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_sample_bytes(tensor))
+    return digest.hexdigest()
+
+
+def weights_identity(model: nn.Module) -> str:
+    """Hash over name, shape and evenly sampled elements of every parameter, the same for every dtype
+    the model may be loaded in."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(_sample_bytes(tensor, torch.bfloat16))
     return digest.hexdigest()
 
 
@@ -107,10 +123,11 @@ def check(stored: Mapping[str, str], current: Mapping[str, str], session: str) -
     )
 
 
-def _sample_bytes(tensor: Tensor) -> bytes:
+def _sample_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> bytes:
     flat = tensor.detach().reshape(-1)
     step = max(1, flat.numel() // _MOST_SAMPLES)
-    return flat[::step].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+    sample = flat[::step].contiguous().cpu().to(dtype or tensor.dtype)
+    return sample.view(torch.uint8).numpy().tobytes()
 
 
 def _rotation_bytes(layer: LayerSpec) -> bytes:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longmem.history import History, ListHistory
 from longmem.memory import ReadSpan, SessionMemory
-from longmem.store import Commit, SessionHandle, TurnRecord
+from longmem.store import Commit, SessionHandle, Span, TurnRecord
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,17 @@ class Ledger:
                     text=draft.text,
                     ids=tuple(draft.ids),
                     start=start,
-                    spans=tuple((span.tokens, span.voters) for span in draft.spans),
+                    spans=tuple(_recorded(span) for span in draft.spans),
                     created_at=now if draft.created_at is None else draft.created_at,
                     extra=draft.extra,
                 )
             )
             start += len(draft.ids)
         return records
+
+
+def _recorded(span: ReadSpan) -> Span:
+    """A span as it is stored."""
+    if span.layers is None:
+        return (span.tokens, span.voters)
+    return (span.tokens, span.voters, span.layers)

@@ -212,10 +212,10 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Ten
     """What longmem computes within the window: ``[1, H, T, D]``, ``[1, H_kv, T, D]`` twice ->
     ``[1, T, H, D]``."""
     none = k[0, :, :0]
-    out, _ = attend(
+    out = attend(
         q[0], q[0], none, none, k[0], k[0], v[0],
         n_local=q.shape[2], scaling=call.scaling, softcap=call.softcap, sinks=call.sinks,
-    )  # fmt: skip
+    ).out  # fmt: skip
     return out.transpose(0, 1)[None]
 
 

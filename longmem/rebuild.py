@@ -31,7 +31,8 @@ def rebuild(
     """Replay the turns of `handle` into a hidden session, then put it in place at once.
 
     Turns are read by their recorded ids and spans; by their text where the tokenizer or the
-    template is another one. Random numbers go on where they stood, if the old snapshot can be read.
+    template is another one, and with look-ups in all layers of a span where those that look up are
+    others. Random numbers go on where they stood, if the old snapshot can be read.
     Until the end the old data stays as it is.
 
     Raises:
@@ -41,7 +42,11 @@ def rebuild(
         handle.info.fingerprint.get(part) == info.fingerprint.get(part)
         for part in ("tokenizer", "template", "keep_reasoning")
     )
-    drafts = list(_drafts(engine, handle.turns(), same_tokens))
+    same_layers = all(
+        handle.info.fingerprint.get(part) == info.fingerprint.get(part)
+        for part in ("layers", "lookup_layers")
+    )
+    drafts = list(_drafts(engine, handle.turns(), same_tokens, same_layers))
     _replay(engine, store, handle, info, drafts, _random_numbers(handle), progress)
 
 
@@ -115,12 +120,14 @@ def _shifted(progress: Progress | None, before: int, total: int) -> Progress | N
     return lambda done, _: progress(before + done, total)
 
 
-def _drafts(engine: Engine, records: Sequence[TurnRecord], same_tokens: bool) -> Iterator[Draft]:
+def _drafts(
+    engine: Engine, records: Sequence[TurnRecord], same_tokens: bool, same_layers: bool
+) -> Iterator[Draft]:
     previous = None
     for record in records:
         if same_tokens:
             ids: Sequence[int] = record.ids
-            spans = [ReadSpan(tokens, voters) for tokens, voters in record.spans]
+            spans = [ReadSpan(*(span if same_layers else span[:2])) for span in record.spans]
         else:
             ids = engine.chat.turn_ids(
                 record.role, record.text, previous=previous, extra=record.extra

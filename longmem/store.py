@@ -16,8 +16,9 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-Span = tuple[int, int]
-"""One look-up span: (tokens read in it, leading tokens whose queries did the look-up)."""
+Span = tuple[int, int] | tuple[int, int, tuple[int, ...]]
+"""One look-up span: (tokens read in it, leading tokens whose queries did the look-up), and the layers
+that looked up where not all did."""
 
 
 @dataclass(frozen=True)

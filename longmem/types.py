@@ -57,8 +57,10 @@ class Usage:
         read: tokens fed to the model before the first sampled one (this turn's, never the history's).
         generated: tokens sampled.
         from_memory: tokens of history that stood in memory and were not read again.
-        refreshes: decode steps that looked blocks up again.
-        recycled: decode steps that reused the last working set.
+        refreshes: decode steps at which at least one layer looked blocks up again.
+        recycled: decode steps at which none did: all reused their last working set.
+        lookups: look-ups of layers at those steps.
+        lookups_saved: further ones that looking up in all layers at every step would have taken.
     """
 
     read: int
@@ -66,6 +68,8 @@ class Usage:
     from_memory: int
     refreshes: int = 0
     recycled: int = 0
+    lookups: int = 0
+    lookups_saved: int = 0
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _check_turns(info: SessionInfo, commit: Commit) -> None:
 
 
 def _check_turn(info: SessionInfo, turn: TurnRecord) -> None:
-    if turn.spans and sum(tokens for tokens, _ in turn.spans) != len(turn.ids):
+    if turn.spans and sum(span[0] for span in turn.spans) != len(turn.ids):
         raise _refused(info, f"has turn {turn.index} whose spans do not sum to its tokens")
     try:
         turn.text.encode()

@@ -11,7 +11,7 @@ from array import array
 from typing import Any
 
 from longmem.errors import CorruptDataError, InputError
-from longmem.store import SessionInfo, TurnRecord
+from longmem.store import SessionInfo, Span, TurnRecord
 from longmem.stores.turn_file import FileRow, Identity
 
 SESSION_COLUMNS = """
@@ -174,7 +174,7 @@ def turn_of(row: sqlite3.Row, session: str) -> TurnRecord:
         text=row["text"],
         ids=tuple(_little_endian(ids)),
         start=row["start"],
-        spans=tuple((tokens, leading) for tokens, leading in json.loads(row["spans"])),
+        spans=tuple(_span_of(*span) for span in json.loads(row["spans"])),
         created_at=row["created_at"],
         extra=json.loads(row["extra"]),
     )
@@ -190,6 +190,10 @@ def to_json(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise InputError(f"cannot store {type(value).__name__} as JSON: {error}") from None
+
+
+def _span_of(tokens: int, leading: int, layers: list[int] | None = None) -> Span:
+    return (tokens, leading) if layers is None else (tokens, leading, tuple(layers))
 
 
 def _little_endian(ids: array[int]) -> array[int]:

@@ -63,7 +63,7 @@ def sample_turns(info: SessionInfo, lengths: Sequence[int]) -> list[TurnRecord]:
             text=f"turn {index} says naïve 茶 🍵",
             ids=tuple(range(start * 3, start * 3 + length)),
             start=start,
-            spans=((length - 1, 1), (1, 1)) if length > 1 else ((length, length),),
+            spans=((length - 1, 1, (0, 2)), (1, 1)) if length > 1 else ((length, length),),
             created_at=1000.5 + index,
             extra={"finish_reason": "eos", "nested": [1, None, "ü"]},
         )

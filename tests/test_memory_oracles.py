@@ -76,7 +76,7 @@ def test_the_length_of_a_forward_pass_does_not_change_the_result(routed, scorer)
     assert (a - b).abs().max() < 1e-4
     for one, other in zip(short.full_layers, long.full_layers, strict=True):
         assert one.closed == other.closed > 15
-        assert torch.allclose(one.index.export(0)[0], other.index.export(0)[0], atol=1e-5)
+        assert torch.allclose(one.lookup.index.export(0)[0], other.lookup.index.export(0)[0], atol=1e-5)
         assert torch.allclose(one.local.mass, other.local.mass, atol=1e-4)
 
 
@@ -217,7 +217,7 @@ def test_ordered_far_positions_see_blocks_at_their_rank(routed):
     far = WorkingSet(spec, n_init=2, topk=3, block_size=8, ordered=True)
     blocks = [torch.randn(2, spec.kv_heads, n, spec.dim) for n in (8, 5, 7)]
     far.set_initial(*torch.randn(2, spec.kv_heads, 2, spec.dim))
-    far.set_blocks(blocks)
+    far.set_blocks(range(3), blocks)
     q = torch.randn(1, spec.dim)
     at = 2
     for rank, kv in zip((2, 1, 0), blocks, strict=True):
@@ -250,7 +250,7 @@ def test_representatives_are_the_keys_that_got_most_attention_in_the_window(rout
     forward(model, torch.tensor([[*ids, 1]]), Recorder(), torch.tensor([0]))
     for layer in memory.full_layers:
         keys = _naive_representatives(info, layer, *seen[layer.spec.index], config)
-        got, counts = layer.index.export(0)
+        got, counts = layer.lookup.index.export(0)
         assert counts.tolist() == [2] * len(keys)
         for block, expected in enumerate(keys):
             for head in range(layer.spec.kv_heads):

@@ -6,8 +6,12 @@ import itertools
 import random
 
 import pytest
+from nano_training.batches import Encoder, Row, make_batch
 from nano_training.lines import Line, training_lines
+from nano_training.task_lines import SHARES, TaskLines
+from tokenizers import Tokenizer
 
+from longmem import nano
 from longmem.nano import phrases
 from longmem.nano.dialogue import Dialogue, make_dialogue
 from longmem.nano.pool import KINDS, Key, Pool
@@ -24,6 +28,16 @@ def dialogue(seed: int = 0, tokens: int = 20_000, unseen: bool = False) -> Dialo
 
 def first_lines(seed: int, amount: int = 60) -> list[Line]:
     return list(itertools.islice(training_lines(random.Random(seed)), amount))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(Tokenizer.from_file(str(nano.path() / "tokenizer.json")))
+
+
+def task_lines(task: str, rows: int = 20, amount: int = 40) -> list[list[Line]]:
+    group = TaskLines(random.Random(0), task)
+    return [list(itertools.islice(group.row(), amount)) for _ in range(rows)]
 
 
 def test_the_same_seed_gives_the_same_dialogue_and_another_seed_another() -> None:
@@ -121,3 +135,62 @@ def test_reserved_values_are_never_drawn_for_training(kind: str) -> None:
 
 def test_a_million_tokens_are_made_quickly_enough_to_stream() -> None:
     assert sum(count(text) for _, text in dialogue(tokens=1_000_000).turns) >= 1_000_000
+
+
+@pytest.mark.parametrize("task", SHARES)
+def test_a_training_reply_holds_all_values_told_for_its_keys(task: str) -> None:
+    for lines in task_lines(task):
+        told: dict[int, Line] = {}
+        for line in lines:
+            if line.act == "fact":
+                told[line.key] = line
+            if line.act == "answer":
+                assert line.text == ", ".join(told[key].value for key, _ in line.values) + "."
+                assert all(value in told[key].text for key, value in line.values)
+
+
+@pytest.mark.parametrize("task", SHARES)
+def test_no_value_is_told_twice_in_rows_that_see_each_other(task: str) -> None:
+    values = [line.value for row in task_lines(task) for line in row if line.act == "fact"]
+    assert len(values) > 100
+    assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("task", SHARES)
+def test_a_query_before_a_value_token_points_at_the_turn_that_has_it(
+    task: str, encoder: Encoder
+) -> None:
+    checked = 0
+    for lines in task_lines(task, rows=40):
+        row = Row(encoder, lines, 288)
+        for position, fact, _, first, _ in row.queries:
+            assert row.lines[fact].act == "fact"
+            if not first:
+                checked += 1
+                assert encoder.tokenizer.decode([row.ids[position + 1]]) in row.lines[fact].text
+    assert checked > 50
+
+
+@pytest.mark.parametrize("task", SHARES)
+def test_value_tokens_of_a_row_spell_the_reply(task: str, encoder: Encoder) -> None:
+    spelled = 0
+    for lines in task_lines(task):
+        row = Row(encoder, lines, 2048)
+        for index, line in enumerate(row.lines):
+            if line.act == "answer":
+                ids = [i for i, of in zip(row.ids[1:], row.answer, strict=False) if of == index]
+                spelled += 1
+                assert encoder.tokenizer.decode(ids).removesuffix(".") + "." == line.text
+    assert spelled > 50
+
+
+@pytest.mark.parametrize("task_share", [0.0, 0.6, 1.0])
+def test_a_batch_is_full_and_every_asked_turn_stays_visible(
+    task_share: float, encoder: Encoder
+) -> None:
+    batch = make_batch(random.Random(0), encoder, 288, task_share)
+    assert batch["ids"].shape == (24, 289)
+    asked = batch["query_weight"] > 0
+    assert asked.sum() > 50
+    for row, fact in zip(batch["query_row"][asked], batch["query_fact"][asked], strict=True):
+        assert batch["keep"][row][batch["line"][row] == fact].all()

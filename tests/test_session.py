@@ -44,7 +44,7 @@ def frozen(session):
     for layer in memory.layers:
         parts += [layer.local.raw, layer.local.rot, layer.local.v]
     for layer in memory.full_layers:
-        parts += [layer.local.mass, *layer.working_set.initial, *layer.index.export(0)]
+        parts += [layer.local.mass, *layer.working_set.initial, *layer.lookup.index.export(0)]
     return [part.clone() for part in parts] + [torch.tensor([memory.n_tokens, memory.n_blocks])]
 
 

@@ -24,7 +24,8 @@ SHAPES = [
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize("keep_pending", [True, False])
-def test_blocked_attention_equals_the_naive_one(shape, softcap, with_sinks, keep_pending):
+@pytest.mark.parametrize("mass_of", ["attention", "logits"])
+def test_blocked_attention_equals_the_naive_one(shape, softcap, with_sinks, keep_pending, mass_of):
     heads, kv_heads, n_query, n_far, n_keys, n_local = shape
     torch.manual_seed(sum(shape))
     q_near, q_far = torch.randn(2, heads, n_query, 8).mul(2)
@@ -36,11 +37,15 @@ def test_blocked_attention_equals_the_naive_one(shape, softcap, with_sinks, keep
         softcap=softcap,
         sinks=torch.randn(heads) if with_sinks else None,
         keep_pending=keep_pending,
+        mass_of=mass_of,
+        far_length=torch.randint(0, n_far + 1, (kv_heads,)) if mass_of == "logits" else None,
+        want_lse=True,
+        want_weights=True,
     )
     expected = attend_naive(q_near, q_far, far_k, far_v, raw, rot, v, **settings)
-    out, mass = attend(q_near, q_far, far_k, far_v, raw, rot, v, **settings)
-    torch.testing.assert_close(out, expected[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(mass, expected[1], atol=1e-5, rtol=1e-4)
+    result = attend(q_near, q_far, far_k, far_v, raw, rot, v, **settings)
+    for got, wanted in zip(result, expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_the_inputs_are_left_as_they_were():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OTHER_TURNS, OTHER_TOKENS = 8, 8 * 40  # turns of other rows that a row looks up, and their tokens
+OTHER_TURNS, OTHER_TOKENS = 6, 6 * 64  # turns of other rows that a row looks up, and their tokens
 
 
 class Found(NamedTuple):

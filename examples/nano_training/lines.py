@@ -8,19 +8,28 @@ from dataclasses import dataclass
 
 from longmem.nano.pool import Facts, Key, Pool, tell
 
-INVENTED = (0.0, 0.0, 0.3, 0.6)
+INVENTED = (0.0, 0.2, 0.5, 0.8)
 """Shares of invented names and words that training dialogues draw from."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One turn as the trainer needs it: `act` is what it does, `key` which fact it is about."""
+    """One turn as the trainer needs it: `act` is what it does, `key` which fact it is about.
+
+    A reply that lists several values has them in `listed`, each with its fact.
+    """
 
     role: str
     text: str
     act: str
     key: int = -1
     value: str = ""
+    listed: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def values(self) -> tuple[tuple[int, str], ...]:
+        """``(fact, value)`` of all the reply holds, in its order."""
+        return self.listed or ((self.key, self.value),)
 
 
 def training_lines(
@@ -41,7 +50,7 @@ def training_lines(
     pool = facts.pool
     share_chatter, share_updates = (
         rng.choice((0.0, 0.0, 0.1, 0.3, 0.6)),
-        rng.choice((0.0, 0.15, 0.4)),
+        rng.choice((0.0, 0.3, 0.6)),
     )
     most_open = rng.randint(1, max(2, tokens // 64))
     told: list[tuple[Key, str]] = []

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from longmem.bench.recall import dialogue
+from longmem.bench.telling import dialogue, tell
 from longmem.engine import Engine
 from longmem.session import Session
 
@@ -49,9 +49,7 @@ def measure(
 
 def _filled(engine: Engine, history: int) -> Session:
     session = engine.session(f"bench-{history}")
-    turns = dialogue(engine, 0, history).turns
-    for at in range(0, len(turns), 512):
-        session.add(turns[at : at + 512])
+    tell(session, dialogue(engine, 0, history).turns)
     return session
 
 

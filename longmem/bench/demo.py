@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, chain, islice
 from typing import Any
 
-from longmem.bench.recall import Answer, ask, dialogue, reach, share, tell, window_only
+from longmem.bench.telling import dialogue, spread, tell
 from longmem.bench.wilson import Share
 from longmem.engine import Engine
 from longmem.nano.dialogue import Question
 from longmem.session import Session
 from longmem.store import Store
-from longmem.types import SessionStats
+from longmem.types import Reply, SessionStats
 
 _NAMESPACE = "demo"
 _TURNS_PER_PAGE = 2048
@@ -62,6 +62,19 @@ def tell_day(
     sheet = [asdict(question) for question in day.questions]
     store.records.put(_NAMESPACE, session_id, sheet, session=session_id)
     return DayOne(stats, len(sheet), sum(q.updated for q in day.questions))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, what was replied, and whether the reply holds the whole expected value."""
+
+    question: Question
+    reply: Reply
+
+    @property
+    def right(self) -> bool:
+        """Whether the expected value is in the reply, ignoring case."""
+        return self.question.answer.casefold() in self.reply.text.casefold()
 
 
 @dataclass(frozen=True)
@@ -173,12 +186,30 @@ class DayTwo:
         self._store.close()
 
 
-def spread(questions: Sequence[Question], most: int) -> list[Question]:
-    """At most `most` of the questions, evenly from first to last; 0 means all."""
-    last = len(questions) - 1
-    if most == 0 or most > last:
-        return list(questions)
-    return [questions[round(i * last / max(most - 1, 1))] for i in range(most)]
+def ask(
+    session: Session, questions: Iterable[Question], max_new_tokens: int
+) -> Iterator[Answer]:
+    """Ask each question from the same point of the conversation; nothing is stored."""
+    for question in questions:
+        reply = session.ask(question.text, commit=False, max_new_tokens=max_new_tokens)
+        yield Answer(question, reply)
+
+
+def share(answers: Iterable[Answer]) -> Share:
+    """Right answers out of all."""
+    right = [answer.right for answer in answers]
+    return Share(sum(right), len(right))
+
+
+def window_only(engine: Engine) -> Engine:
+    """The same model with its local window and initial tokens, and no block to look up."""
+    return Engine(engine.model, engine.tokenizer, engine.config.replace(topk=0))
+
+
+def reach(engine: Engine) -> int:
+    """How many tokens back the window of the last token can reach through all layers."""
+    config = engine.config
+    return (len(engine.info.layers) + 1) * (config.n_local + config.block_size)
 
 
 def _turn_ends(session: Session) -> list[int]:

@@ -170,13 +170,22 @@ class Chat:
         return "\n".join(lines)
 
     def _stats(self) -> str:
+        """How much there is and where, and what the last reply looked up."""
         stats = self._session.stats()
-        return (
+        held = (
             f"{stats.tokens:,} tokens in {stats.turns:,} turns, {stats.blocks:,} blocks, "
             f"{stats.window:,} tokens in the window\n"
             f"{readable_bytes(stats.bytes_device)} on the device, "
             f"{readable_bytes(stats.bytes_host)} in host memory, "
             f"{readable_bytes(stats.bytes_disk)} on disk"
+        )
+        if self._last is None:
+            return held
+        usage = self._last.usage
+        return (
+            f"{held}\nlast reply: {usage.generated:,} tokens, {usage.refreshes:,} refreshes and "
+            f"{usage.recycled:,} recycled steps, {usage.lookups:,} look-ups of layers "
+            f"({usage.lookups_saved:,} saved)"
         )
 
     def _lines(self) -> Iterator[str]:

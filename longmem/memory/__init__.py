@@ -1,6 +1,7 @@
 """The memory a decoder reads from: initial tokens, semantic blocks, local window."""
 
 from longmem.memory.forward_pass import ForwardPass
+from longmem.memory.gates import Gates
 from longmem.memory.reading import AttentionCall, Choice, Decide, Reading, ReadSpan
 from longmem.memory.session_memory import Exported, Mark, SessionMemory
 from longmem.memory.spec import LayerSpec
@@ -11,6 +12,7 @@ __all__ = [
     "Decide",
     "Exported",
     "ForwardPass",
+    "Gates",
     "LayerSpec",
     "Mark",
     "ReadSpan",

@@ -29,7 +29,7 @@ class BlockTier:
         self._attended = attended
         self._cache: OrderedDict[int, Tensor] = OrderedDict()
         self._read_rows: RowReader | None = None
-        self._durable = 0
+        self._durable = self._forgotten = 0
         self.bytes = 0
         """Bytes of the blocks in host memory."""
 
@@ -63,6 +63,13 @@ class BlockTier:
         """The first `n_blocks` blocks are committed and may leave host memory."""
         self._durable = n_blocks
         self._evict()
+
+    def forget(self, first: int) -> None:
+        """Blocks before `first` will never be looked up again."""
+        while self._cache and self._forgotten < first:
+            if (kv := self._cache.pop(self._forgotten, None)) is not None:
+                self.bytes -= kv.nbytes
+            self._forgotten += 1
 
     def _fetch(self, start: int, stop: int) -> Tensor:
         if self._read_rows is None:

@@ -55,11 +55,13 @@ class Reading:
     spans: Sequence[ReadSpan]
     trace: bool = False
     decide: Decide | None = None
+    turn_starts: Sequence[int] = ()
+    """Absolute positions at which turns start."""
     refreshed: dict[int, list[int]] = field(default_factory=dict)
     """Per span, the layers that looked up."""
     choices: list[Choice] = field(default_factory=list)
-    chosen: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Per span, the blocks chosen by the nearest look-up layer so far."""
+    chosen: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """Per span, the blocks chosen by the nearest look-up layer so far (`longmem.memory.lookup.Chosen`)."""
     _angles: dict[tuple[Rotary, torch.dtype], Angles] = field(default_factory=dict)
 
     @property

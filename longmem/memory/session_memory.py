@@ -10,13 +10,18 @@ from torch import Tensor
 
 from longmem.config import MemoryConfig
 from longmem.memory.blocks import BlockTable
-from longmem.memory.layer import FullLayer, LayerMark, LayerMemory, SlidingLayer, attends_blocks
+from longmem.memory.boundaries import ExpectedText, TextMark
+from longmem.memory.compressive import CompressiveMemory
+from longmem.memory.full_layer import FullLayer, attends_blocks
+from longmem.memory.gates import Gates
+from longmem.memory.journal import Journal
+from longmem.memory.layer import LayerMark, LayerMemory
 from longmem.memory.placement import RowReader
 from longmem.memory.reading import AttentionCall, Decide, Reading, ReadSpan
+from longmem.memory.restoring import restore_layers
+from longmem.memory.segment_layer import SegmentLayer
+from longmem.memory.sliding_layer import SlidingLayer
 from longmem.memory.spec import LayerSpec
-from longmem.memory.window import BufferPlace
-
-_MANY_TOKENS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +31,7 @@ class Mark:
     n_tokens: int
     n_edges: int
     layers: tuple[LayerMark, ...]
+    text: TextMark | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class SessionMemory:
         specs: the model's attention layers.
         config: the memory settings.
         n_init: initial tokens of this session (config.n_init, or a longer system turn).
+        gates: of the compressive memory; None leaves it closed.
         journal: keep the K/V of new tokens until they are exported; off without a store.
     """
 
@@ -53,23 +60,18 @@ class SessionMemory:
         config: MemoryConfig,
         n_init: int,
         *,
+        gates: Gates | None = None,
         journal: bool = True,
     ) -> None:
         self.config = config
         self.n_tokens = 0
         self.table = BlockTable(
-            n_init, config.block_size, config.block_boundaries == "turn", config.n_local
+            n_init, config.block_size, config.block_boundaries, config.n_local, config.min_block
         )
-        sharing = sum(attends_blocks(spec, config) for spec in specs)
-        self.layers: list[LayerMemory] = [
-            SlidingLayer(spec)
-            if spec.sliding
-            else FullLayer(spec, config, self.table, config.host_bytes // max(sharing, 1))
-            for spec in specs
-        ]
-        self._journal: list[list[Tensor]] | None = [[] for _ in specs] if journal else None
-        self._exported_tokens = 0
-        self._exported_blocks = 0
+        self.text = ExpectedText(config, n_init) if config.block_boundaries == "surprise" else None
+        """What the model expected, where that decides on boundaries."""
+        self.layers = _layers(specs, config, self.table, gates)
+        self._journal = Journal(len(specs)) if journal else None
         self._exported_edges = 1
 
     @property
@@ -89,10 +91,15 @@ class SessionMemory:
 
     @property
     def bytes_device(self) -> int:
-        """Bytes of buffers on the model's device: window, working sets, representatives."""
+        """Bytes of buffers on the model's device: window, working sets, representatives, M and z."""
         full = self.full_layers
-        return sum(layer.local.bytes for layer in self.layers) + sum(
-            layer.working_set.bytes + layer.index.bytes for layer in full
+        held = (layer.compressive for layer in self.layers)
+        recycled = (layer.recycled for layer in full)
+        return (
+            sum(layer.local.bytes for layer in self.layers)
+            + sum(layer.working_set.bytes + layer.lookup.bytes for layer in full)
+            + sum(memory.bytes for memory in held if memory)
+            + sum(best.bytes for best in recycled if best)
         )
 
     def prepare(
@@ -110,9 +117,10 @@ class SessionMemory:
             trace: record what look-ups choose.
             decide: which layers look up; see `Reading`.
         """
-        reading = Reading(self.n_tokens, spans, trace, decide)
-        for offset in turn_starts:
-            self.table.begin_turn(self.n_tokens + offset)
+        starts = [self.n_tokens + offset for offset in turn_starts]
+        reading = Reading(self.n_tokens, spans, trace, decide, starts)
+        for position in starts:
+            self.table.begin_turn(position)
         self.table.extend(self.n_tokens + reading.tokens)
         return reading
 
@@ -121,30 +129,42 @@ class SessionMemory:
     ) -> Tensor:
         """One layer of a forward pass; shapes as `LayerMemory.read`."""
         if self._journal is not None:
-            self._journal[layer].append(torch.stack((k, v)))  # [2, H_kv, T, D]
+            self._journal.write(layer, k, v)
         return self.layers[layer].read(q, k, v, reading, call)
 
     def advance(self, reading: Reading) -> None:
         """A forward pass is through: its tokens are part of the history."""
         self.n_tokens += reading.tokens
-        if self._journal is not None and reading.tokens >= _MANY_TOKENS:
-            for parts in self._journal:
-                parts[-1] = parts[-1].cpu()  # of long reads; single tokens are not worth a transfer
+        if self._journal is not None:
+            self._journal.settle(reading.tokens)
+
+    def see(self, reading: Reading, ids: Tensor, logits: Tensor) -> None:
+        """What the model expected in the pass just through, where boundaries depend on it.
+
+        Args:
+            reading: the pass.
+            ids: ``[T]`` its tokens.
+            logits: ``[T, V]`` after each of them.
+        """
+        assert self.text is not None
+        self.table.append(self.text.see(reading, ids, logits, self._similar_keys))
 
     def mark(self) -> Mark:
         """The present state, to go back to."""
         layers = tuple(layer.mark() for layer in self.layers)
-        return Mark(self.n_tokens, len(self.table.edges), layers)
+        text = self.text.mark() if self.text else None
+        return Mark(self.n_tokens, len(self.table.edges), layers, text)
 
     def rewind(self, mark: Mark) -> None:
         """Forget everything read after `mark`, bit for bit, also after a pass that failed."""
         for layer, layer_mark in zip(self.layers, mark.layers, strict=True):
             layer.rewind(layer_mark)
         self.table.truncate(mark.n_edges)
+        if self.text is not None and mark.text is not None:
+            self.text.rewind(mark.text)
         self.n_tokens = mark.n_tokens
         if self._journal is not None:
-            for parts in self._journal:
-                _shorten(parts, mark.n_tokens - self._exported_tokens)
+            self._journal.shorten(mark.n_tokens)
 
     def attach(self, read_rows: RowReader) -> None:
         """Read blocks that left host memory through `read_rows`."""
@@ -157,10 +177,6 @@ class SessionMemory:
         Everything is a copy: what is read afterwards does not change it.
         """
         assert self._journal is not None, "memory was built without a journal"
-        kv = [
-            torch.cat([part.cpu() for part in parts], dim=2).permute(2, 0, 1, 3).contiguous()
-            for parts in self._journal
-        ]
         full = self.full_layers
         edges = self.table.edges
         blocks = {"edges": torch.tensor(edges[self._exported_edges :], dtype=torch.int64)}
@@ -174,22 +190,21 @@ class SessionMemory:
         for layer in full:
             i = layer.spec.index
             if layer.indexed:
-                keys, counts = layer.index.export(self._exported_blocks)
+                keys, counts = layer.lookup.index.export(layer.exported_blocks)
                 blocks[f"representatives.{i}"] = keys.cpu()
                 blocks[f"counts.{i}"] = counts
             state[f"mass.{i}"] = layer.local.mass.clone().cpu()
-        return Exported(kv, blocks, state)
+        if self.text is not None:
+            state |= self.text.export()
+        return Exported(self._journal.export(), blocks, state)
 
     def exported(self) -> None:
         """What was read so far is committed: no `rewind` will go behind this point."""
-        self._exported_tokens = self.n_tokens
-        self._exported_blocks = self.n_blocks
         self._exported_edges = len(self.table.edges)
         if self._journal is not None:
-            for parts in self._journal:
-                parts.clear()
+            self._journal.clear(self.n_tokens)
         for layer in self.full_layers:
-            layer.tier.set_durable(self.n_blocks)
+            layer.commit()
 
     def restore(
         self,
@@ -201,36 +216,35 @@ class SessionMemory:
         """Become the session that exported `blocks` and `state`, without running the model."""
         self.n_tokens = n_tokens
         self.table.edges[1:] = blocks["edges"].tolist()
-        for layer in self.layers:
-            i = layer.spec.index
-            first, offset, capacity = state[f"place.{i}"].tolist()
-            k, v = _rows(read_rows, layer.spec, first, n_tokens)
-            layer.load(k, v, state.get(f"mass.{i}"), first, BufferPlace(offset, capacity))
-        for layer, closed in zip(self.full_layers, state["closed"].tolist(), strict=True):
-            i = layer.spec.index
-            if layer.indexed:
-                layer.index.load(blocks[f"representatives.{i}"], blocks[f"counts.{i}"])
-            if closed >= 0:
-                layer.working_set.set_initial(*_rows(read_rows, layer.spec, 0, self.table.n_init))
-            layer.closed = closed
+        if self.text is not None:
+            self.text.load(state)
+        restore_layers(self.layers, n_tokens, blocks, state, read_rows)
         self.attach(read_rows)
         self.exported()
 
+    def _similar_keys(self, start: int, stop: int) -> Tensor:
+        """Raw keys ``[stop - start, H_kv * D]`` of the first layer that looks up, or of the first."""
+        full = self.full_layers
+        local = next((layer for layer in full if layer.indexed), full[0]).local
+        keys = local.raw[:, start - local.first : stop - local.first]
+        return keys.transpose(0, 1).flatten(1)
 
-def _rows(read_rows: RowReader, spec: LayerSpec, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Raw keys and values ``[H_kv, stop - start, D]`` of committed tokens."""
-    k, v = read_rows(spec.index, start, stop).to(spec.device).permute(1, 2, 0, 3)
-    return k, v
+
+def _layers(
+    specs: Sequence[LayerSpec], config: MemoryConfig, table: BlockTable, gates: Gates | None
+) -> list[LayerMemory]:
+    sharing = max(1, sum(attends_blocks(spec, config) for spec in specs))
+    return [_layer(spec, config, table, gates, config.host_bytes // sharing) for spec in specs]
 
 
-def _shorten(parts: list[Tensor], tokens: int) -> None:
-    """Keep the first `tokens` tokens of journal entries ``[2, H_kv, T, D]``."""
-    kept = 0
-    for i, part in enumerate(parts):
-        if kept + part.shape[2] > tokens:
-            parts[i] = part[:, :, : tokens - kept]
-            del parts[i + 1 :]
-            break
-        kept += part.shape[2]
-    if parts and parts[-1].shape[2] == 0:
-        parts.pop()
+def _layer(
+    spec: LayerSpec, config: MemoryConfig, table: BlockTable, gates: Gates | None, host_bytes: int
+) -> LayerMemory:
+    if spec.sliding:
+        return SlidingLayer(spec)
+    segment = config.window == "segment"
+    chunk = config.n_local if segment or config.compressive is None else config.compressive.chunk
+    compressive = CompressiveMemory.of_layer(spec, config.compressive, gates, chunk)
+    if segment:
+        return SegmentLayer(spec, config.n_local, compressive)
+    return FullLayer(spec, config, table, host_bytes, compressive)

@@ -119,6 +119,16 @@ class Pool:
         """The text of a system turn."""
         return self.rng.choice(ph.SYSTEMS)
 
+    def word(self, words: tuple[str, ...]) -> str:
+        """A word of the list, or two halves of words: no list to learn by heart."""
+        first, second = (self.rng.choice(ph.part(words, self.unseen)) for _ in range(2))
+        if self.unseen or self.rng.random() >= self.invented:
+            return first
+        blend = (
+            first[: self.rng.randint(1, len(first))] + second[self.rng.randint(1, len(second)) :]
+        )
+        return first if blend in words else blend
+
     def sentence(self, patterns: tuple[str, ...], names: list[str]) -> str:
         """One sentence of chatter, every slot filled at random."""
         rng = self.rng
@@ -191,23 +201,13 @@ class Pool:
         return stem + self.rng.choice(ph.TOWN_ENDINGS)
 
     def _title(self) -> str:
-        words = [self._word(ph.ADJECTIVES)]
-        words += [self._word(ph.NOUNS) for _ in range(self.rng.choice((1, 1, 2)))]
+        words = [self.word(ph.ADJECTIVES)]
+        words += [self.word(ph.NOUNS) for _ in range(self.rng.choice((1, 1, 2)))]
         return " ".join(word.capitalize() for word in words)
 
     def _phrase(self) -> str:
-        adjective, one, two = (self._word(w) for w in (ph.ADJECTIVES, ph.NOUNS, ph.NOUNS))
+        adjective, one, two = (self.word(w) for w in (ph.ADJECTIVES, ph.NOUNS, ph.NOUNS))
         return self.rng.choice(ph.PHRASE_SHAPES).format(adjective=adjective, one=one, two=two)
-
-    def _word(self, words: tuple[str, ...]) -> str:
-        """A word of the list, or two halves of words: no list to learn by heart."""
-        first, second = (self.rng.choice(ph.part(words, self.unseen)) for _ in range(2))
-        if self.unseen or self.rng.random() >= self.invented:
-            return first
-        blend = (
-            first[: self.rng.randint(1, len(first))] + second[self.rng.randint(1, len(second)) :]
-        )
-        return first if blend in words else blend
 
     def _date(self) -> str:
         months = ph.MONTHS

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from longmem.errors import ConfigError
+from longmem.retrieval.bounds import Bounds
+from longmem.retrieval.index_rows import Form, IndexRows
 from longmem.retrieval.representative import Representative
-from longmem.retrieval.scorer import BlockScorer, Representatives
+from longmem.retrieval.scorer import BlockScorer
 from longmem.retrieval.softvote import SoftVote
+from longmem.retrieval.sub_block import SubBlock
 
-__all__ = ["BlockScorer", "Representative", "Representatives", "SoftVote", "get_scorer", "register"]
+__all__ = [
+    "BlockScorer",
+    "Bounds",
+    "Form",
+    "IndexRows",
+    "Representative",
+    "SoftVote",
+    "SubBlock",
+    "get_scorer",
+    "register",
+]
 
 _SCORERS: dict[str, BlockScorer] = {}
 
@@ -35,3 +48,5 @@ def get_scorer(name: str) -> BlockScorer:
 
 register(SoftVote())
 register(Representative())
+register(Bounds())
+register(SubBlock())

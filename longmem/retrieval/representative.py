@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from longmem.retrieval.scorer import Representatives
+from longmem.retrieval.index_rows import IndexRows
+from longmem.retrieval.scorer import BlockScorer, grouped
 
 
 @dataclass(frozen=True)
-class Representative:
+class Representative(BlockScorer):
     """Relevance of a block: dot products of the mean query with its representative keys.
 
     InfLLM (arXiv 2402.04617, equation 2), summed over heads and averaged over the block's keys.
+    Which keys are representative, the index decides (MemoryConfig.repr_by).
     """
 
     name: str = "representative"
 
-    def score(self, q: Tensor, blocks: Representatives) -> Tensor:
-        """As `BlockScorer.score`."""
-        kv_heads, _, dim = blocks.keys.shape
-        mean = q.mean(1).view(kv_heads, -1, dim).sum(1, keepdim=True)  # [H_kv, 1, D]
-        dots = (mean @ blocks.keys.mT).float().sum((0, 1)) * blocks.scaling  # [M]
-        return blocks.sum_by_block(dots) / blocks.sum_by_block(torch.ones_like(dots))
+    def rows(self, q: Tensor, kv_heads: int) -> Tensor:
+        """As `BlockScorer.rows`; R = 1: products with a sum of queries are the sum of products."""
+        return grouped(q.mean(1, keepdim=True), kv_heads).sum(1, keepdim=True)
 
-    def shares(self, scores: Tensor) -> Tensor:
-        """As `BlockScorer.shares`."""
-        return torch.softmax(scores, dim=0)
+    def fold(self, logits: Tensor, blocks: IndexRows) -> Tensor:
+        """As `BlockScorer.fold`: the mean over each block's keys."""
+        return blocks.mean_by_block(logits)
+
+    def tally(self, folded: Tensor) -> Tensor:
+        """As `BlockScorer.tally`."""
+        return folded.sum(1)

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longmem.retrieval.scorer import Representatives
+from longmem.retrieval.index_rows import IndexRows
+from longmem.retrieval.scorer import BlockScorer, grouped
+
+_RUN = 64
 
 
 @dataclass(frozen=True)
-class SoftVote:
+class SoftVote(BlockScorer):
     """Per-head softmax over all representative keys, summed over heads and queries.
 
     A head that is sure outvotes heads that look elsewhere, however large their logits: the
-    soft vote of TokenSelect (arXiv 2411.02886, equation 7), applied to blocks.
+    soft vote of TokenSelect (arXiv 2411.02886, equation 7), applied to blocks. The votes of a
+    block's keys together are the softmax over blocks of the log-sum-exp of each block's logits;
+    written that way, no block sees another before the last step.
 
     Args:
         voters: most votes per head in one look-up. The queries of a longer span are averaged in
@@ -26,12 +31,23 @@ class SoftVote:
     voters: int = 1
     name: str = "soft_vote"
 
-    def score(self, q: Tensor, blocks: Representatives) -> Tensor:
-        """As `BlockScorer.score`."""
-        kv_heads, _, dim = blocks.keys.shape
-        rows = self._pool(q).reshape(kv_heads, -1, dim) * blocks.scaling  # [H_kv, H/H_kv * T, D]
-        votes = torch.softmax(rows @ blocks.keys.mT, dim=-1, dtype=torch.float32)
-        return blocks.sum_by_block(votes.sum((0, 1)))
+    def rows(self, q: Tensor, kv_heads: int) -> Tensor:
+        """As `BlockScorer.rows`; R = H / H_kv * min(T, voters)."""
+        return grouped(self._pool(q), kv_heads)
+
+    def fold(self, logits: Tensor, blocks: IndexRows) -> Tensor:
+        """As `BlockScorer.fold`: the log-sum-exp of each block's logits.
+
+        A block whose logits are all 87 or more below the best of a call gets -inf: its share of the
+        vote is below what float32 holds.
+        """
+        top = _max_of_rows(logits)
+        sums = blocks.sum_by_block(logits.sub_(top).exp_())
+        return sums.log_().add_(top)
+
+    def tally(self, folded: Tensor) -> Tensor:
+        """As `BlockScorer.tally`: softmax over blocks, summed over heads and queries."""
+        return torch.softmax(folded, dim=-1).sum(1)
 
     def shares(self, scores: Tensor) -> Tensor:
         """As `BlockScorer.shares`."""
@@ -43,3 +59,15 @@ class SoftVote:
             return q
         groups = q.tensor_split(self.voters, dim=1)
         return torch.stack([group.mean(1) for group in groups], dim=1)
+
+
+def _max_of_rows(logits: Tensor) -> Tensor:
+    """``[H_kv, R, 1]``: the largest of logits ``[H_kv, R, M]``."""
+    kv_heads, n_query, n_rows = logits.shape
+    runs = n_rows // _RUN
+    if logits.stride(2) == 1 or not runs:
+        return logits.amax(2, keepdim=True)
+    # M lies outside in memory: torch is six times faster over a few long rows than many short ones.
+    wide = logits.mT[:, : runs * _RUN].reshape(kv_heads, _RUN, -1).amax(1)
+    best = [wide.view(kv_heads, runs, n_query).amax(1), *logits[..., runs * _RUN :].unbind(2)]
+    return torch.stack(best, dim=2).amax(2, keepdim=True)

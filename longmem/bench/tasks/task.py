@@ -9,6 +9,9 @@ from typing import Protocol
 CountTokens = Callable[[str], int]
 """Length of a turn's text in tokens, its template included."""
 
+Turns = list[tuple[str, str]]
+"""What was said, as ``(role, text)``."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -33,7 +36,7 @@ class Question:
 class Prompt:
     """Turns as ``(role, text)``, and questions that are each asked from their end."""
 
-    turns: list[tuple[str, str]]
+    turns: Turns
     questions: list[Question]
 
 

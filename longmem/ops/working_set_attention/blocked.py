@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longmem.ops.working_set_attention.attended import Attended, MassOf
+
 
 def attend_blocked(
     q_near: Tensor,
@@ -20,7 +22,11 @@ def attend_blocked(
     keep_pending: bool = True,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    far_length: Tensor | None = None,
+    mass_of: MassOf = "attention",
+    want_lse: bool = False,
+    want_weights: bool = False,
+) -> Attended:
     """As `naive.attend_naive`, which defines it; arguments, shapes and results are the same.
 
     The local keys fall into three ranges: ``[0, near)`` beyond the window of every query,
@@ -43,20 +49,29 @@ def attend_blocked(
         scores[..., :n_far] = q_far @ far_k.mT
     if pending and keep_pending:
         _pending_scores(local, q_far, local_raw, near, pending, n_query, n_local)
+    mass = None
+    if mass_of == "logits":
+        mass = _follower_logits(scores[..., n_far:], near, pending, n_query, n_local)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
+    if far_length is not None:
+        unused = torch.arange(n_far, device=scores.device) >= far_length[:, None]
+        scores[..., :n_far].masked_fill_(unused[:, None], float("-inf"))
     if pending and not keep_pending:
         _mask_pending(local, near, pending, n_query, n_local)
     if n_query > 1:
         _mask_future(local, n_query)
+    lse = _lse(scores, sinks, n_query).view(heads, n_query) if want_lse else None
     weights = _softmax(scores, sinks, n_query)
 
-    mass = _window_mass(weights[..., n_far:], near, pending, n_query, n_local)
+    if mass is None:
+        mass = _window_mass(weights[..., n_far:], near, pending, n_query, n_local)
+    last = _by_query(weights, n_query)[:, :, -1].clone() if want_weights else None
     weights = weights.to(local_v.dtype)
     out = weights[..., n_far:] @ local_v
     if n_far:
         out.baddbmm_(weights[..., :n_far], far_v)
-    return out.view(heads, n_query, dim), mass
+    return Attended(out.view(heads, n_query, dim), mass, lse, last)
 
 
 def _by_query(x: Tensor, n_query: int) -> Tensor:
@@ -113,6 +128,26 @@ def _softmax(scores: Tensor, sinks: Tensor | None, n_query: int) -> Tensor:
     top = torch.maximum(scores.amax(-1, keepdim=True), sink)
     scores.sub_(top).exp_()
     return scores.div_(scores.sum(-1, keepdim=True) + (sink - top).exp_())
+
+
+def _lse(scores: Tensor, sinks: Tensor | None, n_query: int) -> Tensor:
+    """``[H_kv, G * T]``: log of the softmax's denominator."""
+    lse = torch.logsumexp(scores, dim=-1)
+    if sinks is None:
+        return lse
+    sink = sinks.float().view(scores.shape[0], -1).repeat_interleave(n_query, dim=1)
+    return torch.logaddexp(lse, sink)
+
+
+def _follower_logits(logits: Tensor, near: int, pending: int, n_query: int, n_local: int) -> Tensor:
+    """``[H_kv, L]``: logits per local key from the later queries that had it in their window."""
+    n_keys = logits.shape[-1]
+    query = torch.arange(n_keys - n_query, n_keys, device=logits.device)
+    distance = query[:, None] - torch.arange(near, n_keys, device=logits.device)
+    follows = (distance > 0) & (distance < n_local)
+    mass = logits.new_zeros(logits.shape[0], n_keys)
+    mass[:, near:] = (_by_query(logits[..., near:], n_query) * follows).sum((1, 2))
+    return mass
 
 
 def _window_mass(weights: Tensor, near: int, pending: int, n_query: int, n_local: int) -> Tensor:

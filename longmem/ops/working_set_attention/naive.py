@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longmem.ops.working_set_attention.attended import Attended, MassOf
+
 
 def attend_naive(
     q_near: Tensor,
@@ -20,7 +22,11 @@ def attend_naive(
     keep_pending: bool = True,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    far_length: Tensor | None = None,
+    mass_of: MassOf = "attention",
+    want_lse: bool = False,
+    want_weights: bool = False,
+) -> Attended:
     """Attention of T new tokens over initial tokens, looked-up blocks, pending tokens and window.
 
     The queries are the last T of the L local tokens. A local key at distance 0 .. n_local - 1 is
@@ -38,40 +44,50 @@ def attend_naive(
         keep_pending: whether local keys beyond the window are attended (else they are dropped).
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
         sinks: ``[H]`` logits of an extra key with value zero (GPT-OSS).
-
-    Returns:
-        Output ``[H, T, D]`` and the attention mass ``[H_kv, L]`` float32 each local key received
-        while in the window, summed over queries and the head group.
+        far_length: ``[H_kv]`` how many of the far keys each KV head has; None: all F.
+        mass_of: what is summed per local key: its attention weights, or the logits of the queries
+            that follow it (InfLLM, equation 1).
+        want_lse, want_weights: whether these are returned.
     """
     heads, n_query, _ = q_near.shape
     kv_heads, n_far, _ = far_k.shape
     n_keys = local_raw.shape[1]
     out = torch.empty_like(q_near)
     mass = torch.zeros(kv_heads, n_keys, dtype=torch.float32)
+    lse = torch.empty(heads, n_query)
+    last = torch.zeros(kv_heads, heads // kv_heads, n_far + n_keys)
     for head in range(heads):
         kv = head // (heads // kv_heads)
         for t in range(n_query):
-            logits, values, near = [], [], []
-            for j in range(n_far):
+            logits, values, near, columns = [], [], [], []
+            for j in range(n_far if far_length is None else int(far_length[kv])):
+                columns.append(j)
                 logits.append(q_far[head, t] @ far_k[kv, j])
                 values.append(far_v[kv, j])
             for j in range(n_keys - n_query + t + 1):
                 distance = n_keys - n_query + t - j
                 if distance < n_local:
-                    near.append((len(logits), j))
+                    near.append((len(logits), j, distance))
                     logits.append(q_near[head, t] @ local_rot[kv, j])
                 elif keep_pending:
                     logits.append(q_far[head, t] @ local_raw[kv, j])
                 else:
                     continue
+                columns.append(n_far + j)
                 values.append(local_v[kv, j])
-            scores = torch.stack(logits).float() * scaling
+            raw = scores = torch.stack(logits).float() * scaling
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             if sinks is not None:
                 scores = torch.stack([*scores, sinks[head].float()])
             weights = torch.softmax(scores, dim=0)
             out[head, t] = (weights[: len(values), None] * torch.stack(values).float()).sum(0)
-            for column, j in near:
-                mass[kv, j] += weights[column]
-    return out, mass
+            lse[head, t] = torch.logsumexp(scores, dim=0)
+            if t == n_query - 1:
+                last[kv, head % (heads // kv_heads), columns] = weights[: len(columns)]
+            for column, j, distance in near:
+                if mass_of == "attention":
+                    mass[kv, j] += weights[column]
+                elif distance > 0:
+                    mass[kv, j] += raw[column]
+    return Attended(out, mass, lse if want_lse else None, last if want_weights else None)

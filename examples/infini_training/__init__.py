@@ -1,0 +1,1 @@
+"""Training nano with a compressive memory alone: data, run and evaluation."""

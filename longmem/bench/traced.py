@@ -1,0 +1,41 @@
+"""An engine that keeps what its decode steps did: choices of blocks, and the likeliest next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longmem.engine import Engine
+from longmem.feeding import Fed, Feed
+from longmem.memory import Choice
+
+
+class TracedEngine(Engine):
+    """An `Engine` whose decode steps can be looked at after a reply. For one session at a time."""
+
+    def __post_init__(self, *arguments: object) -> None:
+        super().__post_init__(*arguments)  # type: ignore[arg-type]  # the dataclass's own InitVar
+        self.forget()
+
+    def forget(self) -> None:
+        """Start a new trace."""
+        self.choices: list[Choice] = []
+        """What look-ups chose."""
+        self.fed: list[int] = []
+        """The tokens decode steps fed: the last of the header, then the reply's but its last."""
+        self.best: list[int] = []
+        """After each of them, the token of the greatest logit."""
+
+    def forward(self, feeds: Sequence[Feed]) -> list[Fed]:
+        """As `Engine.forward`."""
+        results = super().forward(feeds)
+        for feed, fed in zip(feeds, results, strict=True):
+            if feed.trace:
+                self.choices += fed.reading.choices
+                self.fed += feed.ids
+                self.best.append(int(fed.logits.argmax()))
+        return results
+
+
+def traced(engine: Engine) -> TracedEngine:
+    """The same model and settings, traced."""
+    return TracedEngine(engine.model, engine.tokenizer, engine.config, engine.segment_tokens)

@@ -1,0 +1,110 @@
+"""The look-ups of one layer: which blocks its far queries choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from longmem.config import MemoryConfig
+from longmem.memory.blocks import with_neighbours
+from longmem.memory.index import BlockIndex
+from longmem.memory.lookups import PassLookups
+from longmem.memory.reading import ReadSpan
+from longmem.memory.spec import LayerSpec
+from longmem.retrieval import get_scorer
+
+Chosen = tuple[tuple[int, ...], ...]
+"""Blocks in stream order: one tuple for all KV heads, or one for each (MemoryConfig.selection)."""
+
+
+class Lookup:
+    """Index, scorer and selection of one layer.
+
+    Args:
+        spec: the layer.
+        config: scorer, topk, contiguity, selection, representatives.
+    """
+
+    def __init__(self, spec: LayerSpec, config: MemoryConfig) -> None:
+        self._scorer = get_scorer(config.scorer)
+        self.index = BlockIndex(spec, min(config.repr_topk, config.block_size))
+        """The representative keys, which are stored."""
+        self._scored = self.index
+        if self._scorer.form != "tokens":
+            self._scored = BlockIndex(spec, config.repr_topk, self._scorer.form)
+        self._pass = PassLookups(self._scorer, self._scored)
+        self._by_head = config.selection == "kv_head"
+        self._topk, self._contiguity = config.topk, config.contiguity
+        self._begun = False
+
+    @property
+    def derived(self) -> bool:
+        """Whether the index that is scored is not the one that is stored."""
+        return self._scored is not self.index
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return self.index.bytes + (self._scored.bytes if self.derived else 0)
+
+    def add(self, raw: Tensor, mass: Tensor) -> None:
+        """A block closed: its raw keys ``[H_kv, n, D]`` and what they received ``[H_kv, n]``."""
+        self.index.add(raw, mass)
+        if self.derived:
+            self._scored.add(raw, mass)
+
+    def add_derived(self, raw: Tensor) -> None:
+        """A stored block's raw keys ``[H_kv, n, D]``, for the index that is not stored."""
+        self._scored.add(raw, raw[..., 0])
+
+    def begin(self, q_far: Tensor, spans: Sequence[ReadSpan]) -> None:
+        """A pass of far queries ``[H, T, D]`` begins: its look-ups share one matrix product."""
+        self._begun = sum(span.voters > 0 for span in spans) > 1
+        if not self._begun:
+            return
+        queries: list[Tensor | None] = []
+        start = 0
+        for span in spans:
+            queries.append(q_far[:, start : start + span.voters] if span.voters else None)
+            start += span.tokens
+        self._pass.begin(queries)
+
+    def choose(self, i: int, q_far: Tensor) -> tuple[Chosen, Tensor]:
+        """The blocks that span i's far queries ``[H, T, D]`` look up.
+
+        Returns:
+            The choice, and every candidate's score ``[N]`` summed over KV heads, oldest first.
+        """
+        if not self._begun:
+            self._pass.begin([q_far])
+            i = 0
+        scores = self._pass.scores(i)  # [H_kv, N]
+        total = scores.sum(0)
+        rows = scores if self._by_head else total[None]
+        best = rows.topk(min(self._topk, rows.shape[1]), dim=1).indices
+        return tuple(self._with_neighbours(row) for row in best.tolist()), total
+
+    def shares(self, scores: Tensor) -> Tensor:
+        """``[N]``: scores as shares that sum to 1, for people to read."""
+        return self._scorer.shares(scores)
+
+    def drop_front(self, first: int) -> None:
+        """Blocks before `first` can be looked up no more; may move back to what was not released."""
+        for index in {self.index, self._scored}:
+            index.drop_front(first)
+
+    def release(self, n_blocks: int) -> None:
+        """No `drop_front` will go back below `n_blocks`."""
+        for index in {self.index, self._scored}:
+            index.release(n_blocks)
+
+    def truncate(self, n_blocks: int) -> None:
+        """Forget the blocks from `n_blocks` on."""
+        for index in {self.index, self._scored}:
+            index.truncate(n_blocks)
+
+    def _with_neighbours(self, best: list[int]) -> tuple[int, ...]:
+        first, n = self.index.first, len(self.index)
+        blocks = with_neighbours([first + b for b in best], self._contiguity, first, n)
+        return tuple(sorted(blocks))

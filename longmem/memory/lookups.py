@@ -1,0 +1,123 @@
+"""The look-ups of one layer in one forward pass, many of them in one product with the index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longmem.memory.index import BlockIndex
+from longmem.retrieval import BlockScorer
+
+_GROUP_BYTES = 64 * 2**20
+_TILE_BYTES = 8 * 2**20
+_TILE_BYTES_GPU = 256 * 2**20
+_WIDE = 16
+
+
+class PassLookups:
+    """Scores the blocks of one index for every span of a pass.
+
+    A look-up reads the whole index; one alone is bound by memory. The spans of a pass are taken in
+    groups whose queries go through one matrix product with the index, tile by tile, each tile small
+    enough to stay in cache until its blocks are folded. Blocks that close while a group is read are
+    folded when they are there, so that `scores` equals ``scorer.score(q, index.rows)`` at its time.
+
+    Args:
+        scorer: how blocks are scored.
+        index: rows of the scorer's form.
+        group_bytes: most bytes of folded logits a group may hold.
+        tile_bytes: bytes of logits computed at once; None fits the device.
+    """
+
+    def __init__(
+        self,
+        scorer: BlockScorer,
+        index: BlockIndex,
+        *,
+        group_bytes: int = _GROUP_BYTES,
+        tile_bytes: int | None = None,
+    ) -> None:
+        self._scorer = scorer
+        self._index = index
+        self._group_bytes = group_bytes
+        self._tile_bytes = tile_bytes
+        self.end()
+
+    def begin(self, queries: Sequence[Tensor | None]) -> None:
+        """A pass starts.
+
+        Args:
+            queries: per span the far queries ``[H, T, D]`` of its voters; None where it has none.
+        """
+        self.end()
+        spec, rows = self._index.spec, self._scorer.rows
+        self._rows = [None if q is None else rows(q, spec.kv_heads) * spec.scaling for q in queries]
+
+    def scores(self, i: int) -> Tensor:
+        """Scores ``[H_kv, N]`` float32 of the candidates ``index.first .. len(index) - 1`` for span i.
+
+        To be called in order of i. Between `begin` and the last call the index may only grow, and
+        drop old blocks.
+        """
+        if i not in self._slices:
+            self._begin_group(i)
+        self._fold_new_blocks()
+        own, dropped = self._slices[i], self._index.first - self._first
+        folded = [part[:, own] for part in self._folded]
+        return self._scorer.tally(torch.cat(folded, dim=2)[..., dropped:])
+
+    def end(self) -> None:
+        """Let go of all buffers."""
+        self._rows: list[Tensor | None] = []
+        self._slices: dict[int, slice] = {}  # of the group's spans, in _group
+        self._group = torch.empty(0)  # [H_kv, R, D'], rows of all spans of the group
+        self._folded: list[Tensor] = []  # each [H_kv, R, n]: blocks _first .. _seen in order
+        self._first = self._seen = 0
+
+    def _begin_group(self, i: int) -> None:
+        """Take span i and as many after it as the budget allows."""
+        spec = self._index.spec
+        room = self._group_bytes // (4 * spec.kv_heads * max(len(self._index), 1))
+        parts: list[Tensor] = []
+        self._slices, taken = {}, 0
+        for j in range(i, len(self._rows)):
+            rows = self._rows[j]
+            if rows is None:
+                continue
+            if parts and taken + rows.shape[1] > room:
+                break
+            parts.append(rows)
+            self._slices[j] = slice(taken, taken + rows.shape[1])
+            taken += rows.shape[1]
+            self._rows[j] = None
+        self._group = torch.cat(parts, dim=1)
+        self._folded = []
+        self._first = self._seen = self._index.first
+
+    def _fold_new_blocks(self) -> None:
+        """Fold the blocks that closed since the last call, or all when a group begins."""
+        index = self._index
+        if self._seen < index.first:  # all that were folded are dropped
+            self._folded, self._first, self._seen = [], index.first, index.first
+        if self._seen == len(index) and self._folded:
+            return
+        new = index.rows.part(self._seen - index.first, len(index) - index.first)
+        kv_heads, n_rows, _ = self._group.shape
+        at_once = self._tile_bytes or (_TILE_BYTES_GPU if new.keys.is_cuda else _TILE_BYTES)
+        max_rows = at_once // (4 * kv_heads * n_rows)
+        folded = self._group.new_empty(kv_heads, n_rows, new.n_blocks, dtype=torch.float32)
+        start = 0
+        for tile in new.tiles(max_rows):
+            part = folded[..., start : start + tile.n_blocks]
+            part.copy_(self._scorer.fold(self._product(tile.keys), tile))
+            start += tile.n_blocks
+        self._folded.append(folded)
+        self._seen = len(index)
+
+    def _product(self, keys: Tensor) -> Tensor:
+        """Logits ``[H_kv, R, M]`` float32 of the group's rows against keys ``[H_kv, M, D']``."""
+        if self._group.shape[1] < _WIDE:
+            return (self._group @ keys.mT).float()
+        return (keys @ self._group.mT).float().mT

@@ -1,0 +1,6 @@
+class SurpriseBoundaries:
+    pass
+
+
+class SurpriseMark:
+    pass

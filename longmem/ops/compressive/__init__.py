@@ -1,0 +1,23 @@
+"""Compressive memory of linear attention: fixed-size M and z that keys and values are folded into."""
+
+from longmem.ops.compressive.chunked import read_and_fold, retrieve, update
+from longmem.ops.compressive.features import Dpfp, EluPlusOne, FeatureMap, Learned, get_feature_map
+from longmem.ops.compressive.naive import read_and_fold_naive, retrieve_naive, update_naive
+from longmem.ops.compressive.state import EPS, CompressiveState, Rule
+
+__all__ = [
+    "EPS",
+    "CompressiveState",
+    "Dpfp",
+    "EluPlusOne",
+    "FeatureMap",
+    "Learned",
+    "Rule",
+    "get_feature_map",
+    "read_and_fold",
+    "read_and_fold_naive",
+    "retrieve",
+    "retrieve_naive",
+    "update",
+    "update_naive",
+]

@@ -1,0 +1,136 @@
+"""Compressive memory as matrix products: all heads of a chunk, or all chunks of a call, at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longmem.ops.compressive.features import FeatureMap
+from longmem.ops.compressive.state import EPS, CompressiveState, Rule
+
+
+def retrieve(q: Tensor, state: CompressiveState) -> tuple[Tensor, Tensor]:
+    """As `naive.retrieve_naive`, which defines it; leading batch dims are allowed.
+
+    Args:
+        q: ``[..., H, T, F]`` features of the queries.
+        state: M ``[..., H_kv, F, D_v]``, z ``[..., H_kv, F]``.
+
+    Returns:
+        Numerator ``[..., H, T, D_v]`` and mass ``[..., H, T]``, float32.
+    """
+    return _read(q.float(), state.M, state.z)
+
+
+def update(
+    state: CompressiveState,
+    k: Tensor,
+    v: Tensor,
+    rule: Rule,
+    decay: float | Tensor = 1.0,
+) -> None:
+    """As `naive.update_naive`, which defines it; leading batch dims are allowed.
+
+    Args:
+        state: changed in place: it gets new tensors.
+        k: ``[..., H_kv, T, F]`` features of the keys.
+        v: ``[..., H_kv, T, D_v]`` values.
+        rule: "linear", "delta" or "delta_literal".
+        decay: share of M and z that outlives this chunk, one number or ``[H_kv]``.
+    """
+    if k.shape[-2] == 0:
+        return
+    k, v = k.float(), v.float()
+    M, z = state.M, state.z
+    if isinstance(decay, Tensor) or decay != 1:
+        kept = torch.as_tensor(decay, dtype=torch.float32, device=M.device)[..., None]
+        M, z = kept[..., None] * M, kept * z
+    added, new = v, k
+    if rule != "linear":
+        mass = (k @ z[..., None])[..., 0]  # [..., H_kv, T]
+        added = v - k @ M / mass.clamp(min=EPS)[..., None]
+        if rule == "delta":
+            share = 1 - mass / k.square().sum(-1).clamp(min=EPS)
+            new = k * share.clamp(min=0)[..., None]
+    state.M, state.z = M + k.mT @ added, z + new.sum(-2)
+    state.tokens += k.shape[-2]
+
+
+def read_and_fold(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: CompressiveState,
+    features: FeatureMap,
+    *,
+    chunk: int,
+    rule: Rule,
+    decay: float | Tensor = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """As `naive.read_and_fold_naive`, which defines it; leading batch dims are allowed.
+
+    Under the linear rule without decay the memory before each chunk is a running sum, so all chunks
+    are one batch of matrix products; otherwise the chunks follow one another.
+
+    Args:
+        q: ``[..., H, S, D]`` un-rotated queries of the last S <= T tokens.
+        k, v: ``[..., H_kv, T, D]``, ``[..., H_kv, T, D_v]``; they start where a chunk starts.
+        state: changed in place: it gets new tensors.
+        features: the feature map.
+        chunk: tokens folded at once, at least 1.
+        rule, decay: as in `update`.
+
+    Returns:
+        Numerator ``[..., H, S, D_v]`` and mass ``[..., H, S]``, float32.
+    """
+    skipped = k.shape[-2] - q.shape[-2]
+    q, k = features(q), features(k)
+    plain = rule == "linear" and not isinstance(decay, Tensor) and decay == 1
+    if plain and skipped == 0 and k.shape[-2] > chunk:
+        return _running_sums(q, k, v.float(), state, chunk)
+    held, mass = [], []
+    for start in range(0, k.shape[-2], chunk):
+        stop = min(start + chunk, k.shape[-2])
+        mine = slice(max(start - skipped, 0), max(stop - skipped, 0))
+        numerator, weight = retrieve(q[..., mine, :], state)
+        held.append(numerator)
+        mass.append(weight)
+        if stop - start == chunk:
+            part = slice(start, stop)
+            update(state, k[..., part, :], v[..., part, :], rule, decay)
+    return torch.cat(held, -2), torch.cat(mass, -1)
+
+
+def _read(q: Tensor, M: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """`retrieve` on tensors. The heads of a group lie side by side: no copy of M per query head."""
+    *batch, heads, n_query, width = q.shape
+    kv_heads = M.shape[-3]
+    rows = q.reshape(*batch, kv_heads, heads // kv_heads * n_query, width)
+    held = (rows @ M).reshape(*batch, heads, n_query, M.shape[-1])
+    return held, (rows @ z[..., None]).reshape(*batch, heads, n_query)
+
+
+def _running_sums(
+    q: Tensor, k: Tensor, v: Tensor, state: CompressiveState, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The linear rule over many chunks; q, k are features ``[..., T, F]``."""
+    n_keys, n_chunks = k.shape[-2], -(-k.shape[-2] // chunk)
+    whole = n_keys // chunk
+    q_c, k_c, v_c = (_by_chunk(t, chunk, n_chunks) for t in (q, k, v))  # [N, ..., chunk, .]
+    steps_M = k_c[:whole].mT @ v_c[:whole]  # [N, ..., H_kv, F, D_v]
+    steps_z = k_c[:whole].sum(-2)  # [N, ..., H_kv, F]
+    sums_M = torch.cat((state.M[None], steps_M)).cumsum(0)
+    sums_z = torch.cat((state.z[None], steps_z)).cumsum(0)
+    held, mass = _read(q_c, sums_M[:n_chunks], sums_z[:n_chunks])
+    state.M, state.z = sums_M[whole], sums_z[whole]
+    state.tokens += whole * chunk
+    held = held.movedim(0, -3).flatten(-3, -2)[..., :n_keys, :]
+    return held, mass.movedim(0, -2).flatten(-2)[..., :n_keys]
+
+
+def _by_chunk(x: Tensor, chunk: int, n_chunks: int) -> Tensor:
+    """``[..., T, W]`` -> ``[N, ..., chunk, W]``, the last chunk padded with zeros."""
+    missing = n_chunks * chunk - x.shape[-2]
+    if missing:
+        x = torch.nn.functional.pad(x, (0, 0, 0, missing))
+    return x.unflatten(-2, (n_chunks, chunk)).movedim(-3, 0)

@@ -1,0 +1,86 @@
+"""The rows of a block index that look-ups read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Form = Literal["tokens", "bounds", "means"]
+"""What an index keeps of a block: representative keys, channel-wise bounds of its keys, or mean keys
+of its sub-blocks."""
+
+
+@dataclass(frozen=True)
+class IndexRows:
+    """Rows of N blocks of one layer, block by block, without padding.
+
+    Args:
+        keys: ``[H_kv, M, D']`` the rows; un-rotated keys or what stands for them.
+        starts: ``[N + 1]`` int64 on the CPU, ascending: the first row of each block; its first
+            element need not be 0 if `keys` is a part.
+        scaling: the layer's factor of the logits.
+    """
+
+    keys: Tensor
+    starts: Tensor
+    scaling: float
+
+    @property
+    def n_blocks(self) -> int:
+        """N."""
+        return self.starts.shape[0] - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """Rows per block ``[N]`` int64, on the device of `keys`."""
+        return self.starts.diff().to(self.keys.device)
+
+    def part(self, first: int, stop: int) -> IndexRows:
+        """The rows of blocks `first` up to `stop`, a view."""
+        starts = self.starts[first : stop + 1]
+        origin = int(self.starts[0])
+        keys = self.keys[:, int(starts[0]) - origin : int(starts[-1]) - origin]
+        return IndexRows(keys, starts, self.scaling)
+
+    def tiles(self, max_rows: int) -> Iterator[IndexRows]:
+        """Consecutive parts of whole blocks, of at most `max_rows` rows or one block each."""
+        first = 0
+        while first < self.n_blocks:
+            last = torch.searchsorted(self.starts, self.starts[first] + max_rows, right=True)
+            stop = max(int(last) - 1, first + 1)
+            yield self.part(first, stop)
+            first = stop
+
+    def sum_by_block(self, values: Tensor) -> Tensor:
+        """``[H_kv, R, N]``: the sum of values ``[H_kv, R, M]`` float32 over each block's rows."""
+        if values.stride(2) == 1:  # few queries: all heads side by side, summed in one go
+            return self._bags(_by_row(values)).T.reshape(*values.shape[:2], -1)
+        return torch.stack([self._bags(head) for head in values.mT.contiguous()]).mT
+
+    def mean_by_block(self, values: Tensor) -> Tensor:
+        """``[H_kv, R, N]``: the mean of values ``[H_kv, R, M]`` float32 over each block's rows."""
+        return self.sum_by_block(values) / self.counts
+
+    def max_by_block(self, values: Tensor) -> Tensor:
+        """``[H_kv, R, N]``: the largest of values ``[H_kv, R, M]`` float32 of each block's rows."""
+        best = torch.segment_reduce(_by_row(values), "max", lengths=self.counts, axis=0)
+        return best.T.reshape(*values.shape[:2], -1)
+
+    def _bags(self, values: Tensor) -> Tensor:
+        """``[N, C]``: values ``[M, C]`` summed per block. To torch a block is a bag of embeddings,
+        which is the fastest sum over ragged runs of rows it has on a CPU."""
+        offsets = (self.starts - self.starts[0]).to(values.device)
+        rows = torch.arange(values.shape[0], device=values.device)
+        return functional.embedding_bag(
+            rows, values, offsets, mode="sum", include_last_offset=True
+        )
+
+
+def _by_row(values: Tensor) -> Tensor:
+    """``[H_kv, R, M]`` -> ``[M, H_kv * R]``, contiguous."""
+    return values.permute(2, 0, 1).reshape(values.shape[2], -1)
