@@ -34,10 +34,8 @@ RULES = ("linear", "delta")
 def pretrain(args: argparse.Namespace) -> None:
     """Continual pre-training on dialogues of 16 segments, under the linear rule."""
     encoder = Encoder(Tokenizer.from_file(str(nano.path() / "tokenizer.json")))
-    run = Run(args.work / "pretrained", _model("linear"), Rates(5e-4, 5e-3), args.steps or 200)
-    run.train(
-        lambda step: draw_dialogues(encoder, random.Random(step), args.rows, args.tokens)
-    )
+    run = Run(args.work / "pretrained", _model("linear"), Rates(5e-4, 5e-3), args.steps or 120)
+    run.train(lambda step: draw_dialogues(encoder, random.Random(step), args.rows, args.tokens))
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -68,7 +66,7 @@ def main() -> None:
     parser.add_argument("command", choices=["pretrain", "finetune"])
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--rule", choices=RULES, default="linear")
-    parser.add_argument("--steps", type=int, help="default 200 to pretrain, 400 to finetune")
+    parser.add_argument("--steps", type=int, help="default 120 to pretrain, 400 to finetune")
     parser.add_argument("--rows", type=int, default=4, help="sequences of a batch")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a sequence")
     parser.add_argument(

@@ -10,7 +10,7 @@ from longmem.attention import ModelInfo
 from longmem.chat import ChatFormat
 from longmem.config import MemoryConfig
 from longmem.errors import ChatFormatError, ConfigError, TurnTooLargeError, UnsupportedModelError
-from longmem.recycling import check_policy
+from longmem.recycling import get_policy
 from longmem.retrieval import get_scorer
 
 _LEAST_VOCABULARY = 0.8
@@ -103,7 +103,7 @@ def check_fit(config: MemoryConfig, info: ModelInfo) -> None:
             f"are {full}"
         )
     get_scorer(config.scorer)
-    check_policy(config.recycling)
+    get_policy(config.recycling)
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

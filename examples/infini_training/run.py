@@ -43,9 +43,7 @@ class Run:
         steps: how many.
     """
 
-    def __init__(
-        self, folder: Path, recurrent: SegmentRecurrent, rates: Rates, steps: int
-    ) -> None:
+    def __init__(self, folder: Path, recurrent: SegmentRecurrent, rates: Rates, steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.recurrent, self.steps, self.step = folder, recurrent, steps, 0
         self.trainer = Trainer(recurrent, _optimizer(recurrent, rates))

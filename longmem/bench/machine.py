@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+_QUIET: dict[str, Any] = {"check": True, "capture_output": True, "text": True, "timeout": 10}
 
 
 def machine() -> dict[str, object]:
@@ -30,6 +34,20 @@ def machine() -> dict[str, object]:
 def command() -> str:
     """The command line this process was started with."""
     return " ".join(["longmem", *sys.argv[1:]])
+
+
+def commit() -> str:
+    """The commit of the source this ran from, "-dirty" with changes; a release outside of git."""
+    import longmem
+
+    folder = Path(longmem.__file__).parent
+    ask = ["git", "-C", str(folder)]
+    try:
+        subprocess.run([*ask, "ls-files", "--error-unmatch", "__init__.py"], **_QUIET)  # is it ours
+        described = subprocess.run([*ask, "describe", "--always", "--dirty"], **_QUIET)
+    except (OSError, subprocess.SubprocessError):
+        return f"release {longmem.__version__}"
+    return described.stdout.strip()
 
 
 def _processor() -> str:

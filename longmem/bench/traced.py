@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from longmem.config import MemoryConfig
 from longmem.engine import Engine
 from longmem.feeding import Fed, Feed
 from longmem.memory import Choice
@@ -12,8 +13,8 @@ from longmem.memory import Choice
 class TracedEngine(Engine):
     """An `Engine` whose decode steps can be looked at after a reply. For one session at a time."""
 
-    def __post_init__(self, *arguments: object) -> None:
-        super().__post_init__(*arguments)  # type: ignore[arg-type]  # the dataclass's own InitVar
+    def __post_init__(self, memory: MemoryConfig | None) -> None:
+        super().__post_init__(memory)
         self.forget()
 
     def forget(self) -> None:
@@ -34,8 +35,3 @@ class TracedEngine(Engine):
                 self.fed += feed.ids
                 self.best.append(int(fed.logits.argmax()))
         return results
-
-
-def traced(engine: Engine) -> TracedEngine:
-    """The same model and settings, traced."""
-    return TracedEngine(engine.model, engine.tokenizer, engine.config, engine.segment_tokens)

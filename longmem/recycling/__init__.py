@@ -18,6 +18,7 @@ __all__ = [
     "QuerySimilarity",
     "RefreshPolicy",
     "ReplyLookups",
+    "check_policy",
     "costs_of",
     "get_policy",
     "register",
@@ -49,6 +50,15 @@ def get_policy(name: str) -> MakePolicy:
             f"no refresh policy is called {name!r}; choose one of {known}, or register yours with "
             "longmem.recycling.register"
         ) from None
+
+
+def check_policy(name: str) -> None:
+    """Refuse a name that no policy has.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    get_policy(name)
 
 
 register("fixed", FixedStride)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from longmem.fingerprint import weight_hash
+from longmem.config import Compressive
+from longmem.gate_file import save_gates
+from longmem.memory import Gates
 from longmem.training.model import SegmentRecurrent
 
 GATES = "gates.safetensors"
@@ -16,11 +17,11 @@ GATES = "gates.safetensors"
 
 @torch.no_grad()
 def export(recurrent: SegmentRecurrent, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Write the model as transformers does, and its gates beside it.
+    """Write the model as transformers does, and its gate file beside it.
 
-    The gate file holds ``gate`` [L, H] float32 in [0, 1] and, for learned feature maps,
-    ``features.<layer>`` [H_kv, D, D]; its metadata says which rule, feature map, way to mix and
-    segment they were trained with, and the hash of the weights they belong to.
+    An engine reads both with the settings the model was trained for:
+    ``MemoryConfig.preset("infini", n_local=segment, compressive=Compressive(rule=..., feature_map=...,
+    gates=str(path)))``.
 
     Args:
         recurrent: the trained model.
@@ -28,22 +29,19 @@ def export(recurrent: SegmentRecurrent, folder: str | Path, tokenizer: Any = Non
         tokenizer: saved too if given.
 
     Returns:
-        The path of the gate file.
+        The path of the gate file. Its metadata names rule, feature map, mix and segment, and the
+        weights it belongs to.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     recurrent.model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    tensors = {"gate": recurrent.gate.float().cpu().contiguous()}
-    for spec, weight in zip(recurrent.specs, recurrent.feature_weights, strict=False):
-        tensors[f"features.{spec.index}"] = weight.float().cpu().contiguous()
-    metadata = {
-        "rule": recurrent.rule,
-        "feature_map": recurrent.feature_map,
-        "mix": "gate",
-        "segment": str(recurrent.segment),
-        "weights": weight_hash(recurrent.model),
-    }
-    save_file(tensors, folder / GATES, metadata=metadata)
-    return folder / GATES
+    weights = zip(recurrent.specs, recurrent.feature_weights, strict=False)
+    gates = Gates(recurrent.gate, features={spec.index: weight for spec, weight in weights})
+    made_for = Compressive.model_validate(
+        {"rule": recurrent.rule, "feature_map": recurrent.feature_map, "mix": "gate"}
+    )
+    file = folder / GATES
+    save_gates(file, gates, recurrent.model, made_for, segment=str(recurrent.segment))
+    return file

@@ -46,9 +46,7 @@ class SegmentRouter:
         near = segment_attention(q, k, v, self._specs[layer].rotary, self._segment, call)
         memory, features = self.state.layers[layer], self._maps[layer]
         before = memory.clone()
-        held, mass = read_and_fold(
-            q, k, v, memory, features, chunk=self._segment, rule=self._rule
-        )
+        held, mass = read_and_fold(q, k, v, memory, features, chunk=self._segment, rule=self._rule)
         if self._repeats > 1:
             self._read_again(before, memory, features, k, v)
         value = (held / mass.clamp(min=EPS)[..., None]).to(near.dtype)
