@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import torch
 from conftest import SMALL, chatter
 from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation import SuppressTokensLogitsProcessor
 
 from longmem import ConfigError, Engine, MemoryConfig, Reply, Session
 from longmem.feeding import Feed, Segment
@@ -36,15 +37,27 @@ def due(policy: RefreshPolicy, steps: int) -> list[int]:
     return [step for step in range(steps) if policy.due()]
 
 
-def ask(engine: Engine, question: str = "What did the assistant say?", **options: object) -> Reply:
-    """A reply of exactly 24 tokens after enough talk for several blocks to be closed."""
+def reply(engine: Engine) -> Reply:
     with engine.session("a") as session:
-        return filled(session, question, **options)
+        return filled(session)
 
 
-def filled(session: Session, question: str = "What now?", **options: object) -> Reply:
-    session.add(chatter(10))
-    return session.ask(question, max_new_tokens=24, **{"temperature": 1.0, "seed": 3, **options})
+def filled(session: Session) -> Reply:
+    """A reply of 24 tokens in a session with many closed blocks."""
+    session.add(chatter(5))
+    return babble(session, 24)
+
+
+def babble(session: Session, tokens: int) -> Reply:
+    """A reply of so many tokens: end tokens are never drawn."""
+    ends = sorted(session._conversation.engine.chat.eos_ids)
+    return session.ask(
+        "What now?",
+        max_new_tokens=tokens,
+        temperature=1.0,
+        seed=3,
+        logits_processor=LogitsProcessorList([SuppressTokensLogitsProcessor(ends)]),
+    )
 
 
 def logits_after(engine: Engine, session: Session) -> Tensor:
@@ -119,7 +132,7 @@ class Once:
 
 def test_a_registered_policy_serves_under_its_name(remake):
     register("once", Once)
-    usage = ask(remake(recycling="once")).usage
+    usage = reply(remake(recycling="once")).usage
     assert (usage.refreshes, usage.lookups) == (1, 2)
 
 
@@ -133,7 +146,7 @@ def test_looking_up_at_every_step_equals_a_session_that_never_recycles(remake):
         fresh = engine.new_memory(memory.table.n_init)
         for turn in session._conversation.ledger.history.turns():
             spans = [ReadSpan(*span) for span in turn.spans]
-            if turn.index == 21:
+            if turn.index == 11:
                 closing = spans[-1].tokens - 1  # read on the last look-up
                 assert [s.tokens for s in spans if s.voters == 1][:-1] == [1] * (len(spans) - 2)
                 spans = [*spans[:-1], ReadSpan(1, 1), *[ReadSpan(1, 0)] * closing]
@@ -143,13 +156,13 @@ def test_looking_up_at_every_step_equals_a_session_that_never_recycles(remake):
 
 
 def test_a_dynamic_policy_that_always_refreshes_equals_stride_one(remake):
-    always = ask(remake(recycling="dynamic", stride=1, similarity=1.0))
-    fixed = ask(remake(stride=1))
+    always = reply(remake(recycling="dynamic", stride=1, similarity=1.0))
+    fixed = reply(remake(stride=1))
     assert (always.text, always.usage) == (fixed.text, fixed.usage)
 
 
 def test_a_dynamic_policy_that_never_refreshes_looks_up_at_the_first_step_only(remake):
-    usage = ask(remake(recycling="dynamic", stride=1, similarity=-1.0)).usage
+    usage = reply(remake(recycling="dynamic", stride=1, similarity=-1.0)).usage
     assert (usage.refreshes, usage.lookups) == (1, 2)
     assert usage.recycled == usage.generated - 1
 
@@ -165,7 +178,7 @@ def test_a_dynamic_policy_that_never_refreshes_looks_up_at_the_first_step_only(r
 )
 def test_usage_adds_up_and_text_is_the_same_every_time(remake, settings):
     engine = remake(**settings)
-    first, second = ask(engine), ask(engine)
+    first, second = reply(engine), reply(engine)
     assert (first.text, first.usage) == (second.text, second.usage)
     usage = first.usage
     steps = usage.refreshes + usage.recycled
@@ -175,7 +188,7 @@ def test_usage_adds_up_and_text_is_the_same_every_time(remake, settings):
 
 
 def test_without_blocks_to_look_up_nothing_counts_as_a_look_up(remake):
-    usage = ask(remake(topk=0, lookup_layers="all")).usage
+    usage = reply(remake(topk=0, lookup_layers="all")).usage
     assert usage.lookups == usage.lookups_saved == usage.refreshes == 0
     assert usage.recycled == usage.generated
 
@@ -183,8 +196,8 @@ def test_without_blocks_to_look_up_nothing_counts_as_a_look_up(remake):
 def test_a_budget_keeps_look_ups_below_their_share_of_counted_bytes(remake):
     engine = remake(recycling="budget", lookup_share=0.1)
     with engine.session("a") as session:
-        session.add(chatter(10))
-        usage = session.ask("What now?", max_new_tokens=60, temperature=1.0, seed=3).usage
+        session.add(chatter(5))
+        usage = babble(session, 60).usage
         costs = costs_of(engine, session._conversation.memory)
     spent = usage.refreshes * costs.look_up
     steps = usage.refreshes + usage.recycled
@@ -195,7 +208,7 @@ def test_a_budget_keeps_look_ups_below_their_share_of_counted_bytes(remake):
 def test_costs_are_counted_from_shapes(remake):
     engine = remake(topk=2)
     with engine.session("a") as session:
-        session.add(chatter(10))
+        session.add(chatter(5))
         memory = session._conversation.memory
         costs = costs_of(engine, memory)
         few = costs_of(remake(topk=2), memory)
@@ -230,11 +243,11 @@ def test_a_rebuild_reads_with_the_look_ups_that_each_layer_made(remake, store, t
     with engine.session("a", store=store, rebuild=True) as session:
         assert [turn.spans for turn in session._conversation.ledger.history.turns()] == spans
         torch.testing.assert_close(logits_after(engine, session), expected, atol=1e-4, rtol=0)
-        session.ask("And then?", max_new_tokens=8)
+        babble(session, 20)
     with engine.session(
         "a", store=store
     ) as session:  # layers had closed their blocks at other steps
-        session.ask("And then?", max_new_tokens=8)
+        babble(session, 20)
         expected = logits_after(engine, session)
     with engine.session("a", store=store) as session:
         assert torch.equal(logits_after(engine, session), expected)
@@ -257,8 +270,8 @@ def test_recycled_steps_over_all_tokens_equal_those_over_the_whole_working_set(r
     found = []
     for engine in (whole, most):
         with engine.session("a") as session:
-            reply = filled(session)
-            found.append((reply.text, replace(reply.usage), logits_after(engine, session)))
+            said = filled(session)
+            found.append((said.text, said.usage, logits_after(engine, session)))
     (text, usage, logits), (other_text, other_usage, other_logits) = found
     assert usage.recycled > 0 and (text, usage) == (other_text, other_usage)
     torch.testing.assert_close(logits, other_logits, atol=1e-4, rtol=0)
@@ -269,7 +282,7 @@ def test_few_recycled_tokens_change_what_is_attended_to(remake):
     logits = []
     for engine in (whole, few):
         with engine.session("a") as session:
-            session.add(chatter(10))
+            session.add(chatter(5))
             logits.append(logits_after(engine, session))
     torch.testing.assert_close(logits[0][0], logits[1][0], atol=1e-5, rtol=0)  # the refresh
     assert (logits[0][1:] - logits[1][1:]).abs().max() > 0.1

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import torch
-from infini_training.passkey import Batch
 from nano_training.batches import ANSWER, Encoder, make_row
+
+from infini_training.passkey import Batch
 
 OTHERS = 256
 """Tokens per row, beside answers, whose next token is scored."""

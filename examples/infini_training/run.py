@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from infini_training.passkey import Batch
 
+from infini_training.passkey import Batch
 from longmem.training import SegmentRecurrent, StepReport, Trainer
 
 WARM_UP = 20

@@ -5,25 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from longmem.bench.tasks import key_value, lines, niah
+from longmem.bench.tasks import key_value, lines, niah, variable_tracking
 from longmem.bench.tasks.draw import number, uuid4
 from longmem.bench.tasks.passkey import NumberString, PassKey
+from longmem.bench.tasks.variable_tracking import variable
 from longmem.nano import phrases as ph
 from longmem.nano.pool import Pool
 from nano_training.lines import INVENTED, Line
 
 SHARES = {
-    "key_value": 0.36,
-    "multi_key": 0.20,
-    "multi_value": 0.16,
-    "multi_query": 0.12,
+    "key_value": 0.24,
+    "multi_key": 0.10,
+    "multi_value": 0.24,
+    "multi_query": 0.20,
     "lines": 0.08,
-    "passkey": 0.04,
-    "number_string": 0.04,
+    "passkey": 0.02,
+    "number_string": 0.02,
+    "variable_tracking": 0.10,
 }
 """How often a group of rows is of each task."""
 
-LONG = ("key_value", "multi_value", "multi_query")
+LONG = ("key_value", "multi_value", "multi_query", "variable_tracking")
+CHAINS = (1, 2, 3, 5, 5)  # lengths of chains of variables
 
 Group = list[tuple[str, str]]  # (key, value) of facts that one question asks for
 
@@ -55,8 +58,10 @@ class TaskLines:
         while True:
             groups = [self._group() for _ in range(self._groups())]
             place: dict[str, int] = {}
-            facts = [fact for group in groups for fact in group]
-            rng.shuffle(facts)
+            order = [group for group in groups for _ in group]
+            rng.shuffle(order)  # groups are told in turns, each in its own order
+            untold = {id(group): iter(group) for group in groups}
+            facts = [next(untold[id(group)]) for group in order]
             for key, value in facts:
                 yield from self._chatter(chatter)
                 place[value] = told
@@ -70,8 +75,6 @@ class TaskLines:
                 yield from self._exchange(group, place)
 
     def _exchange(self, group: Group, place: dict[str, int]) -> Iterator[Line]:
-        if self.task == "multi_value":  # in the order told, which is the order of its facts
-            group = sorted(group, key=lambda fact: place[fact[1]])
         listed = tuple((place[value], value) for _, value in group)
         key, value = listed[0]
         yield Line("user", self._question([key for key, _ in group]), "question", key)
@@ -80,7 +83,7 @@ class TaskLines:
 
     def _groups(self) -> int:
         """How many questions are asked after one telling."""
-        if self.task in ("multi_value", "multi_query"):
+        if self.task in ("multi_value", "multi_query", "variable_tracking"):
             return self.rng.choice((1, 1, 2))
         return self.rng.choice((1, 2, 2, 2, 3) if self.task == "key_value" else (1, 2, 3, 4))
 
@@ -88,6 +91,10 @@ class TaskLines:
         if self.task == "multi_value":
             key = self._key()
             return [(key, self._value()) for _ in range(self.rng.choice((1, 2, 2, 3, 4, 4)))]
+        if self.task == "variable_tracking":  # each holds the one before, the first a number
+            names = [self._new(lambda: variable(self.rng)) for _ in range(self.rng.choice(CHAINS))]
+            held = [self._new(lambda: number(self.rng, 5)), *(f"VAR {name}" for name in names)]
+            return list(zip(held, names, strict=False))
         size = self.rng.choice((2, 2, 3, 4)) if self.task == "multi_query" else 1
         return [(self._key(), self._value()) for _ in range(size)]
 
@@ -130,6 +137,8 @@ class TaskLines:
             return key_value.pair(key, value)
         if self.task == "lines":
             return lines.line(key, value)
+        if self.task == "variable_tracking":
+            return variable_tracking.assign(value, key)
         if self.task in _NAMED:
             return _NAMED[self.task].fact(key, value)
         return niah.needle(key, value)
@@ -139,6 +148,8 @@ class TaskLines:
             return key_value.ask(keys[0])
         if self.task == "lines":
             return lines.ask(keys[0])
+        if self.task == "variable_tracking":
+            return variable_tracking.ask(keys[0])
         if self.task in _NAMED:
             return _NAMED[self.task].question(keys[0])
         if self.task == "multi_key":

@@ -45,7 +45,8 @@ class CompressiveMemory:
         self._chunk = chunk
         self._gate = gates.gate[spec.index].to(spec.device, torch.float32)[:, None]  # [H, 1]
         self._offset: Tensor | None = None
-        if gates.offset is not None:
+        if config.mix == "lse":
+            assert gates.offset is not None
             self._offset = gates.offset[spec.index].to(spec.device, torch.float32)[:, None]
         self._decay: float | Tensor = config.decay
         if gates.decay is not None:

@@ -76,11 +76,9 @@ class IndexRows:
         which is the fastest sum over ragged runs of rows it has on a CPU."""
         offsets = (self.starts - self.starts[0]).to(values.device)
         rows = torch.arange(values.shape[0], device=values.device)
-        return functional.embedding_bag(
-            rows, values, offsets, mode="sum", include_last_offset=True
-        )
+        return functional.embedding_bag(rows, values, offsets, mode="sum", include_last_offset=True)
 
 
 def _by_row(values: Tensor) -> Tensor:
     """``[H_kv, R, M]`` -> ``[M, H_kv * R]``, contiguous."""
-    return values.permute(2, 0, 1).reshape(values.shape[2], -1)
+    return values.permute(2, 0, 1).reshape(values.shape[2], -1).contiguous()

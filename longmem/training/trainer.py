@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -104,7 +105,7 @@ class Trainer:
                 repeats.get(first, 1),
                 last % window == 0 or last == n_segments,
             )
-            for first, last in zip(edges, edges[1:], strict=False)
+            for first, last in itertools.pairwise(edges)
         ]
 
     def _update(self, loss: float, right: float) -> StepReport:

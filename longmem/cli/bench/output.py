@@ -1,0 +1,71 @@
+"""Figures as JSON, and the progress of a run on the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def write_json(figures: dict[str, Any], out: Path | None = None, printed: bool = True) -> None:
+    """Figures with what they were measured on and by: one line on standard output, or a file."""
+    from longmem.bench.machine import command, commit, machine
+
+    whole = {"command": command(), "commit": commit(), **figures, "machine": machine()}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+    if printed:
+        typer.echo(json.dumps(whole))
+
+
+class Bar:
+    """A `longmem.bench.watch.Watch` that draws a progress bar on standard error, if that is a
+    terminal. A context manager."""
+
+    def __init__(self) -> None:
+        screen = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=screen,
+            transient=True,
+            disable=not screen.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, state="")
+        self._total = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, what: str, total: int) -> None:
+        """As `Watch.begin`."""
+        self._total = total
+        self._progress.reset(self._task, description=what, total=total, state="")
+
+    def read(self, tokens: int) -> None:
+        """As `Watch.read`."""
+        state = f"{tokens:,} of {self._total:,} tokens read"
+        self._progress.update(self._task, completed=tokens, state=state)
+
+    def asked(self, done: int, total: int) -> None:
+        """As `Watch.asked`."""
+        state = f"{done} of {total} questions asked"
+        self._progress.update(self._task, completed=done, total=total, state=state)
