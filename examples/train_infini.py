@@ -12,47 +12,77 @@ gate file, which MemoryConfig.preset("infini") takes.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from infini_training.batches import Batch, draw_batch
 from infini_training.dialogues import draw_dialogues
-from infini_training.passkey import PassKeyText, draw_batch
+from infini_training.evaluate import Examiner
+from infini_training.passkey import PassKeyText
 from infini_training.run import Rates, Run, load_weights
-from nano_training.batches import Encoder
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longmem import nano
+from longmem.bench.machine import machine
 from longmem.training import SegmentRecurrent, export
 
 SEGMENT = 128
 RULES = ("linear", "delta")
+DEPTHS = ("start", "middle", "end")
+LENGTHS = (32, 128, 256, 512, 1024)
+"""In 1,024 tokens."""
 
 
 def pretrain(args: argparse.Namespace) -> None:
     """Continual pre-training on dialogues of 16 segments, under the linear rule."""
-    encoder = Encoder(Tokenizer.from_file(str(nano.path() / "tokenizer.json")))
-    run = Run(args.work / "pretrained", _model("linear"), Rates(5e-4, 5e-3), args.steps or 120)
-    run.train(lambda step: draw_dialogues(encoder, random.Random(step), args.rows, args.tokens))
+    run = Run(args.work / "pretrained", _model("linear"), Rates(5e-4, 5e-3), args.steps or 50)
+    encode = _encode()
+    run.train(lambda step: draw_dialogues(encode, random.Random(step), args.rows, args.tokens))
 
 
 def finetune(args: argparse.Namespace) -> None:
     """Fine-tuning on the pass-key task, from the pre-trained checkpoint."""
-    folder, tokenizer = args.work / args.rule, AutoTokenizer.from_pretrained(nano.path())
-    recurrent, text, steps = _model(args.rule), PassKeyText(tokenizer), args.steps or 400
+    folder, text, steps = args.work / args.rule, PassKeyText(_encode()), args.steps or 400
+    recurrent = _model(args.rule)
     load_weights(recurrent, args.work / "pretrained" / "checkpoint.pt")
     run = Run(folder, recurrent, Rates(), steps)
 
-    def draw(step: int):
-        """The stream that one segment stands for grows to a million tokens over half of the run."""
+    def draw(step: int) -> Batch:
+        """The stream that one segment stands for grows to its full length over half of the run."""
         most = round(args.most_repeats ** min(1.0, 2 * step / steps))
-        rng = random.Random(step)
-        return draw_batch(text, rng, args.rows, args.tokens, SEGMENT, most)
+        return draw_batch(text, random.Random(step), args.rows, args.tokens, SEGMENT, most)
 
     run.train(draw)
-    print(export(recurrent, folder / "model", tokenizer))
+    print(export(recurrent, folder / "model", AutoTokenizer.from_pretrained(nano.path())))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Keys right at each length and depth; a depth that is in the result file is skipped."""
+    recurrent = _model(args.rule)
+    load_weights(recurrent, args.work / args.rule / "checkpoint.pt")
+    recurrent.eval()
+    file = args.work / args.rule / "evaluation.json"
+    results = json.loads(file.readPassKeyText(_encode())) if file.exists() else []
+    for depth in DEPTHS:
+        if sum(row["depth"] == depth for row in results) == len(LENGTHS):
+            continue
+        started = time.perf_counter()
+        examiner = Examiner(recurrent, PassKeyText(_encode()), seed=args.seed)
+        for cell in examiner.measure(depth, [1024 * n for n in LENGTHS], args.samples):
+            seconds = round(time.perf_counter() - started)
+            row = {"rule": args.rule, **asdict(cell), "seconds": seconds}
+            print(json.dumps(row), flush=True)
+            results.append(row)
+        file.write_text(json.dumps(results, indent=1))
+    about = {"command": " ".join(sys.argv), "machine": machine(), "segment": SEGMENT}
+    file.with_name("about.json").write_text(json.dumps(about, indent=1))
 
 
 def _model(rule: str) -> SegmentRecurrent:
@@ -60,13 +90,22 @@ def _model(rule: str) -> SegmentRecurrent:
     return SegmentRecurrent(model, segment=SEGMENT, rule=rule)
 
 
+def _encode() -> Callable[[str], list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(nano.path())
+    return partial(tokenizer.encode, add_special_tokens=False)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["pretrain", "finetune"])
+    parser.add_argument("command", choices=["pretrain", "finetune", "evaluate"])
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--rule", choices=RULES, default="linear")
-    parser.add_argument("--steps", type=int, help="default 120 to pretrain, 400 to finetune")
+    parser.add_argument("--steps", type=int, help="default 50 to pretrain, 400 to finetune")
     parser.add_argument("--rows", type=int, default=4, help="sequences of a batch")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a sequence")
     parser.add_argument(
@@ -75,8 +114,15 @@ def main() -> None:
         default=8192,
         help="times a filler segment may count as read: 8,192 segments are a million tokens",
     )
+    parser.add_argument(
+        "--samples",
+        type=_numbers,
+        default=[20, 20, 5, 5, 5],
+        help="keys asked for at 32K, 128K, 256K, 512K and 1M tokens, at each depth",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the evaluation")
     args = parser.parse_args()
-    {"pretrain": pretrain, "finetune": finetune}[args.command](args)
+    {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}[args.command](args)
 
 
 if __name__ == "__main__":

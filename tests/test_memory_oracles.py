@@ -76,7 +76,9 @@ def test_the_length_of_a_forward_pass_does_not_change_the_result(routed, scorer)
     assert (a - b).abs().max() < 1e-4
     for one, other in zip(short.full_layers, long.full_layers, strict=True):
         assert one.closed == other.closed > 15
-        assert torch.allclose(one.lookup.index.export(0)[0], other.lookup.index.export(0)[0], atol=1e-5)
+        assert torch.allclose(
+            one.lookup.index.export(0)[0], other.lookup.index.export(0)[0], atol=1e-5
+        )
         assert torch.allclose(one.local.mass, other.local.mass, atol=1e-4)
 
 

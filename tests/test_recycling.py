@@ -216,9 +216,9 @@ def test_costs_are_counted_from_shapes(remake):
     assert weight_bytes(engine.model) == weights
     per_token = memory.layers[0].spec.bytes_per_token
     attended = memory.table.n_init + memory.window_tokens
-    assert costs.step == weights + per_token * (attended * len(memory.layers) + 2 * 2 * 16)
+    assert costs.step == weights + per_token * (attended * len(memory.layers) + 3 * 2 * 16)
     rows = sum(min(4, b - a) for a, b in map(memory.table.span, range(memory.n_blocks)))
-    assert costs.look_up == 2 * (2 * 16 * per_token + rows * per_token // 2)
+    assert costs.look_up == 3 * 2 * 16 * per_token + 2 * rows * per_token // 2
     assert few == costs
 
 

@@ -33,7 +33,8 @@ def probe_logits(engine, session):
     mark = memory.mark()
     rows = []
     for i, token in enumerate(PROBE):
-        (fed,) = engine.forward([Feed(memory, [token], [ReadSpan(1, int(i % 5 == 0))])])
+        starts = [0] if i == 0 else []
+        (fed,) = engine.forward([Feed(memory, [token], [ReadSpan(1, int(i % 5 == 0))], starts)])
         rows.append(fed.logits)
     memory.rewind(mark)
     return torch.stack(rows)

@@ -6,14 +6,15 @@ import json
 
 import pytest
 import torch
-from tiny import VOCAB, qwen3
+from tiny import VOCAB, qwen3, read_in_passes
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from longmem.config import Compressive
+from longmem.attention import attach, forward
+from longmem.config import Compressive, MemoryConfig
 from longmem.errors import ConfigError, UnsupportedModelError
 from longmem.gate_file import load_gates
-from longmem.memory import AttentionCall
+from longmem.memory import AttentionCall, SessionMemory
 from longmem.ops.compressive import retrieve_naive, update_naive
 from longmem.ops.compressive.state import CompressiveState
 from longmem.training import SegmentRecurrent, Trainer, export
@@ -65,8 +66,6 @@ class NaiveSegments:
 
 @torch.no_grad()
 def logits_through(model: SegmentRecurrent, router: object, ids: Tensor) -> Tensor:
-    from longmem.attention import forward
-
     return forward(model.model, ids, router, torch.arange(ids.shape[1]))  # type: ignore[arg-type]
 
 
@@ -216,6 +215,24 @@ def test_an_exported_folder_holds_the_model_and_its_gates(tmp_path):
     assert sorted(gates.features) == [0, 1, 2]
     assert torch.equal(gates.features[2], model.feature_weights[2])
     assert "longmem" not in json.dumps(loaded.config.to_dict())
+
+
+@pytest.mark.parametrize("rule", ["linear", "delta", "delta_literal"])
+@pytest.mark.parametrize("feature_map", ["elu", "dpfp", "learned"])
+def test_a_session_memory_computes_what_was_trained(tmp_path, rule, feature_map):
+    model, ids = recurrent(rule, feature_map=feature_map), batch(1, 45)
+    torch.nn.init.normal_(model.beta)
+    file = export(model, tmp_path)
+    with torch.no_grad():
+        expected, _ = model(ids)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    info = attach(loaded)
+    settings = Compressive(rule=rule, feature_map=feature_map, gates=str(file))
+    config = MemoryConfig.preset("infini", n_local=SEGMENT, compressive=settings)
+    gates = load_gates(file, loaded, info.layers, settings)
+    memory = SessionMemory(info.layers, config, 0, gates=gates)
+    logits = read_in_passes(loaded, memory, ids[0].tolist(), span=5, spans_per_pass=2)
+    torch.testing.assert_close(logits, expected[0], atol=5e-4, rtol=1e-4)
 
 
 def test_models_with_windows_of_their_own_and_segments_too_long_are_refused():

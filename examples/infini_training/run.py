@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from infini_training.passkey import Batch
+from infini_training.batches import Batch
 from longmem.training import SegmentRecurrent, StepReport, Trainer
 
 WARM_UP = 20

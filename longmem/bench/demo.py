@@ -186,9 +186,7 @@ class DayTwo:
         self._store.close()
 
 
-def ask(
-    session: Session, questions: Iterable[Question], max_new_tokens: int
-) -> Iterator[Answer]:
+def ask(session: Session, questions: Iterable[Question], max_new_tokens: int) -> Iterator[Answer]:
     """Ask each question from the same point of the conversation; nothing is stored."""
     for question in questions:
         reply = session.ask(question.text, commit=False, max_new_tokens=max_new_tokens)

@@ -47,8 +47,8 @@ def row(cell: Cell) -> dict[str, Any]:
         "preset": cell.method,
         "questions": score.total,
         "right": sum(answer.right for answer in cell.answers),
-        "recall": score.value,
-        "recall_interval": score.interval,
+        "recall": round(score.value, 5),
+        "recall_interval": _interval(score),
         "block_recall": _share(found) if found else None,
         "by_depth": by_depth(cell.answers),
         "by_label": _grouped(cell.answers, lambda answer: answer.question.label),
@@ -72,7 +72,9 @@ def costs(prompts: list[Cost]) -> dict[str, Any]:
     return {
         "tokens_read": round(tokens / len(prompts)),
         "read_tokens_per_s": round(tokens / sum(cost.read_seconds for cost in prompts), 1),
-        "ms_per_token": round(1000 * sum(cost.decode_seconds for cost in prompts) / max(steps, 1), 3),
+        "ms_per_token": round(
+            1000 * sum(cost.decode_seconds for cost in prompts) / max(steps, 1), 3
+        ),
         "refreshes": sum(cost.refreshes for cost in prompts),
         "recycled": sum(cost.recycled for cost in prompts),
         "bytes_device": max(cost.bytes_device for cost in prompts),
@@ -91,7 +93,12 @@ def _grouped(
 
 
 def _share(share: Share) -> dict[str, Any]:
-    return {"value": share.value, "interval": share.interval, "questions": share.total}
+    value = round(share.value, 5)
+    return {"value": value, "interval": _interval(share), "questions": share.total}
+
+
+def _interval(share: Share) -> list[float]:
+    return [round(end, 5) for end in share.interval]
 
 
 def _reference(each: Reference) -> dict[str, Any]:

@@ -104,7 +104,9 @@ def methods(
             )
             found.append(Method(label, config))
     if not found:
-        raise ConfigError("there is nothing to compare; name a preset, for instance --presets longmem")
+        raise ConfigError(
+            "there is nothing to compare; name a preset, for instance --presets longmem"
+        )
     return found
 
 

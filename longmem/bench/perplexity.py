@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from longmem.attention import forward
+from longmem.bench.methods import Method
 from longmem.bench.watch import Unwatched, Watch
 from longmem.engine import Engine
 from longmem.errors import ConfigError
@@ -69,10 +70,33 @@ def read_text(engine: Engine, text: str, tokens: int) -> list[int]:
     Raises:
         ConfigError: there are fewer.
     """
-    ids: list[int] = engine.tokenizer(text)["input_ids"][:tokens]
+    ids: list[int] = engine.tokenizer(text, verbose=False)["input_ids"][:tokens]
     if len(ids) < tokens:
-        raise ConfigError(f"the text has {len(ids):,} tokens, fewer than {tokens:,}; lower --tokens")
+        raise ConfigError(
+            f"the text has {len(ids):,} tokens, fewer than {tokens:,}; lower --tokens"
+        )
     return ids
+
+
+def measure(
+    engine: Engine,
+    compared: Sequence[Method],
+    ids: Sequence[int],
+    scored_from: int,
+    span: int,
+    watch: Watch | None = None,
+) -> dict[str, TextScore]:
+    """`score_text` under each memory, by name; in spans that all of them can read at once."""
+    watch, scores = watch or Unwatched(), {}
+    engines = {
+        m.name: Engine(engine.model, engine.tokenizer, m.config, engine.segment_tokens)
+        for m in compared
+    }
+    size = min(under.spans(span)[0].tokens for under in engines.values())
+    for name, under in engines.items():
+        watch.begin(name, len(ids))
+        scores[name] = score_text(under, ids, scored_from, size, watch)
+    return scores
 
 
 def score_text(
@@ -81,7 +105,7 @@ def score_text(
     """Read a text and score its tokens from position `scored_from` on.
 
     Args:
-        span: tokens read under one choice of blocks.
+        span: tokens read under one choice of blocks; no more than `Engine.spans` allows.
 
     Raises:
         ConfigError: there is nothing to score.
@@ -143,9 +167,12 @@ def difference(first: TextScore, second: TextScore) -> Difference:
 
 def _read(engine: Engine, memory: SessionMemory, ids: Sequence[int], voters: int) -> Tensor:
     """Read a span; logits ``[n, V]`` of all its tokens."""
-    run = ForwardPass([(memory, memory.prepare([ReadSpan(len(ids), voters)]))])
+    reading = memory.prepare([ReadSpan(len(ids), voters)])
+    run = ForwardPass([(memory, reading)])
     tokens = torch.tensor([list(ids)], device=engine.device)
     everywhere = torch.arange(len(ids), device=engine.device)
     logits = forward(engine.model, tokens, run, everywhere)
+    if engine.config.block_boundaries == "surprise":
+        memory.see(reading, tokens[0], logits)
     run.finish()
     return logits

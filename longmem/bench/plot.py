@@ -66,7 +66,7 @@ def _over_length(
         at = [c.tokens * (1 + _DODGE * 2 * (i - len(names) / 2)) for c in mine]
         _line(panel, i, name, at, [c.score for c in mine])
     if reference is not None and reference.share is not None:
-        label = f"the model by itself, {reference.tokens:,} tokens"
+        label = "the model by itself, at a length it was trained on"
         panel.axhline(reference.share.value, color="0.5", ls=":", label=label)
     panel.set_xscale("log")
     panel.set_xticks(lengths, [f"{n:,}" for n in lengths])
@@ -83,7 +83,9 @@ def _over_depth(panel: Axes, cells: list[Cell], names: list[str]) -> None:
         for cell in cells:
             if cell.method == name:
                 for answer in cell.answers:
-                    bins[min(int(answer.question.depth * DEPTH_BINS), DEPTH_BINS - 1)].append(answer)
+                    bins[min(int(answer.question.depth * DEPTH_BINS), DEPTH_BINS - 1)].append(
+                        answer
+                    )
         full = [b for b, answers in enumerate(bins) if answers]
         at = [(b + 0.5) / DEPTH_BINS + _DODGE * (i - len(names) / 2) for b in full]
         shares = [Share(sum(a.score for a in bins[b]), len(bins[b])) for b in full]

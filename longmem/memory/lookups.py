@@ -65,8 +65,10 @@ class PassLookups:
             self._begin_group(i)
         self._fold_new_blocks()
         own, dropped = self._slices[i], self._index.first - self._first
-        folded = [part[:, own] for part in self._folded]
-        return self._scorer.tally(torch.cat(folded, dim=2)[..., dropped:])
+        folded = torch.cat([part[:, own] for part in self._folded], dim=2)[..., dropped:]
+        if i == len(self._rows) - 1:
+            self.end()
+        return self._scorer.tally(folded)
 
     def end(self) -> None:
         """Let go of all buffers."""
@@ -93,28 +95,28 @@ class PassLookups:
             taken += rows.shape[1]
             self._rows[j] = None
         self._group = torch.cat(parts, dim=1)
-        self._folded = []
-        self._first = self._seen = self._index.first
+        self._forget_folded()
 
     def _fold_new_blocks(self) -> None:
         """Fold the blocks that closed since the last call, or all when a group begins."""
         index = self._index
         if self._seen < index.first:  # all that were folded are dropped
-            self._folded, self._first, self._seen = [], index.first, index.first
-        if self._seen == len(index) and self._folded:
+            self._forget_folded()
+        if self._seen == len(index):
             return
         new = index.rows.part(self._seen - index.first, len(index) - index.first)
         kv_heads, n_rows, _ = self._group.shape
         at_once = self._tile_bytes or (_TILE_BYTES_GPU if new.keys.is_cuda else _TILE_BYTES)
         max_rows = at_once // (4 * kv_heads * n_rows)
-        folded = self._group.new_empty(kv_heads, n_rows, new.n_blocks, dtype=torch.float32)
-        start = 0
-        for tile in new.tiles(max_rows):
-            part = folded[..., start : start + tile.n_blocks]
-            part.copy_(self._scorer.fold(self._product(tile.keys), tile))
-            start += tile.n_blocks
-        self._folded.append(folded)
+        fold = self._scorer.fold
+        folded = [fold(self._product(tile.keys), tile) for tile in new.tiles(max_rows)]
+        self._folded.append(torch.cat(folded, dim=2))
         self._seen = len(index)
+
+    def _forget_folded(self) -> None:
+        kv_heads, n_rows, _ = self._group.shape
+        self._folded = [self._group.new_empty(kv_heads, n_rows, 0, dtype=torch.float32)]
+        self._first = self._seen = self._index.first
 
     def _product(self, keys: Tensor) -> Tensor:
         """Logits ``[H_kv, R, M]`` float32 of the group's rows against keys ``[H_kv, M, D']``."""

@@ -129,14 +129,14 @@ class SurpriseBoundaries:
         """The state as tensors, for `load`."""
         tentative = -1 if self._tentative is None else self._tentative
         return {
-            "surprise.place": torch.tensor([self._position, self._last, tentative]),
-            "surprise.recent": torch.tensor(list(self._recent), dtype=torch.float64),
+            "place": torch.tensor([self._position, self._last, tentative]),
+            "recent": torch.tensor(list(self._recent), dtype=torch.float64),
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on as what exported `state` would."""
-        position, last, tentative = state["surprise.place"].tolist()
-        recent = tuple(state["surprise.recent"].tolist())
+        position, last, tentative = state["place"].tolist()
+        recent = tuple(state["recent"].tolist())
         self.rewind(SurpriseMark(position, last, None if tentative < 0 else tentative, recent))
 
     def _begins_block(self, surprise: float, at_turn: bool) -> bool:

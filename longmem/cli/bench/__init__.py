@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from longmem.cli.bench import decode, recall
+from longmem.cli.bench import decode, perplexity, recall, recycled
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Measure speed and recall on this machine.", no_args_is_help=True)
 app.command("recall")(recall.recall)
+app.command("perplexity")(perplexity.perplexity)
+app.command("recycled")(recycled.recycled)
 app.command("decode")(decode.decode)

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from longmem.cli.common import console
+
 
 def write_json(figures: dict[str, Any], out: Path | None = None, printed: bool = True) -> None:
     """Figures with what they were measured on and by: one line on standard output, or a file."""
@@ -24,21 +26,29 @@ def write_json(figures: dict[str, Any], out: Path | None = None, printed: bool =
         typer.echo(json.dumps(whole))
 
 
+def screen() -> Console:
+    """Where tables go: as wide as the terminal, or wide enough for a file."""
+    found = console()
+    if not found.is_terminal:
+        found.width = 160
+    return found
+
+
 class Bar:
     """A `longmem.bench.watch.Watch` that draws a progress bar on standard error, if that is a
     terminal. A context manager."""
 
     def __init__(self) -> None:
-        screen = Console(stderr=True)
+        errors = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=screen,
+            console=errors,
             transient=True,
-            disable=not screen.is_terminal,
+            disable=not errors.is_terminal,
         )
         self._task = self._progress.add_task("", total=None, state="")
         self._total = 0

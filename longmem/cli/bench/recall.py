@@ -17,14 +17,13 @@ from longmem.cli.bench.options import (
     numbers,
     training_tokens,
 )
-from longmem.cli.bench.output import Bar, write_json
+from longmem.cli.bench.output import Bar, screen, write_json
 from longmem.cli.bench.table import tables
-from longmem.cli.common import NANO, AsJson, Device, Model, console, load_engine
+from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
 
 if TYPE_CHECKING:
     from longmem import Engine
     from longmem.bench.methods import Method
-    from longmem.bench.recall import Plan
     from longmem.bench.tasks import Task
 
 Tasks = Annotated[
@@ -54,7 +53,10 @@ Plot = Annotated[
 Training = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Tokens at which the model is asked by itself; 0: it is not.", show_default=False
+        "--training-tokens",
+        min=0,
+        help="Tokens at which the model is asked by itself; 0: it is not.",
+        show_default="256 for nano, else the trained positions; at most --tokens",
     ),
 ]
 
@@ -115,7 +117,7 @@ def recall(
     with Bar() as bar:
         run = measure(engine, plan, bar)
     for each in tables(run, plan):
-        console().print(each)
+        screen().print(each, "")
     if as_json or out is not None:
         from longmem.bench.figures import figures
 

@@ -13,15 +13,7 @@ if TYPE_CHECKING:
     from longmem.bench.reference import Reference
     from longmem.bench.wilson import Share
 
-_COLUMNS = (
-    ("preset", "left"),
-    ("recall", "right"),
-    ("questions", "right"),
-    ("block recall", "right"),
-    ("ms/token", "right"),
-    ("read tokens/s", "right"),
-    ("state", "right"),
-)
+_COLUMNS = ("recall", "questions", "block recall", "ms/token", "read/s", "state")
 
 
 def tables(run: RecallRun, plan: Plan) -> list[Table]:
@@ -39,9 +31,10 @@ def _table(
     task: str, tokens: int, reference: Reference | None, cells: list[Cell], able: bool
 ) -> Table:
     table = Table(title=f"{task}, {tokens:,} tokens", title_justify="left", caption_justify="left")
-    table.caption = _by_itself(reference)
-    for name, side in _COLUMNS:
-        table.add_column(name, justify="left" if side == "left" else "right")
+    table.box, table.caption = None, _by_itself(reference)
+    table.add_column("preset", overflow="fold")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         table.add_row(cell.method, *_figures(cell, able))
     if not cells:
@@ -76,4 +69,4 @@ def _by_itself(reference: Reference | None) -> str:
 def percent(share: Share) -> str:
     """A share with its 95 % interval."""
     low, high = share.interval
-    return f"{share.value:.1%} [{low:.1%}, {high:.1%}]"
+    return f"{share.value:.1%} [{low:.0%}, {high:.0%}]"

@@ -1,0 +1,202 @@
+"""What reusing a working set costs in answers and saves in time: a recycling policy against looking
+blocks up at every token.
+
+Both memories are told the same prompts and asked the same questions. Beside the free replies, whose
+recall is compared, each of the reference's replies is fed to both, token by token, through the same
+decode loop with its policy at work (teacher forcing): at how many steps is the likeliest next token
+the same? Times are taken from these, for they decode the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from longmem.bench.paired import Pairs, pairs
+from longmem.bench.tasks import Question, Task
+from longmem.bench.telling import tell, turn_tokens
+from longmem.bench.traced import TracedEngine
+from longmem.bench.watch import Unwatched, Watch
+from longmem.bench.wilson import Share
+from longmem.config import MemoryConfig
+from longmem.engine import Engine
+from longmem.session import Session
+from longmem.types import Reply
+
+
+@dataclass(frozen=True)
+class Side:
+    """One memory's replies to one question.
+
+    Args:
+        score: of its free reply, by the task.
+        steps: tokens it was fed under teacher forcing.
+        refreshes: how many of these steps looked blocks up.
+        seconds: decoding them took, the first left out.
+    """
+
+    score: float
+    steps: int
+    refreshes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question under both memories; `agree` counts steps with the same likeliest token."""
+
+    reference: Side
+    policy: Side
+    agree: int
+
+
+@dataclass(frozen=True)
+class RecycledRun:
+    """All trials."""
+
+    trials: list[Trial]
+
+    @property
+    def agreement(self) -> Share:
+        """Top-1 agreement, over all steps of the teacher's replies."""
+        return Share(sum(t.agree for t in self.trials), sum(t.policy.steps for t in self.trials))
+
+    @property
+    def pairs(self) -> Pairs:
+        """Whole answers right: first the reference, second the policy."""
+        right = [(t.reference.score >= 1, t.policy.score >= 1) for t in self.trials]
+        return pairs([a for a, _ in right], [b for _, b in right])
+
+    def recall(self, sides: Sequence[Side]) -> Share:
+        """Score of free replies."""
+        return Share(sum(side.score for side in sides), len(sides))
+
+    def figures(self) -> dict[str, object]:
+        """The figures as a JSON-able object."""
+        agreement, counts = self.agreement, self.pairs
+        sides = {
+            "reference": [trial.reference for trial in self.trials],
+            "policy": [trial.policy for trial in self.trials],
+        }
+        times = {name: _ms_per_token(side) for name, side in sides.items()}
+        return {
+            "replies": len(self.trials),
+            "top1_agreement": agreement.value,
+            "top1_agreement_interval": agreement.interval,
+            "steps": agreement.total,
+            **{f"recall_{name}": self.recall(side).value for name, side in sides.items()},
+            **{f"recall_{name}_interval": self.recall(s).interval for name, s in sides.items()},
+            "both_right": counts.both,
+            "only_reference_right": counts.only_first,
+            "only_policy_right": counts.only_second,
+            "neither_right": counts.neither,
+            "p": counts.p,
+            **{f"refreshes_{name}": sum(s.refreshes for s in side) for name, side in sides.items()},
+            **{f"ms_per_token_{name}": ms for name, ms in times.items()},
+            "time_ratio": times["policy"] / times["reference"] if times["reference"] else None,
+        }
+
+
+def every_step(policy: MemoryConfig) -> MemoryConfig:
+    """The same memory, looking blocks up at every token."""
+    return policy.replace(recycling="fixed", stride=1, topk_tokens=None)
+
+
+def measure(
+    engine: Engine,
+    policy: MemoryConfig,
+    task: Task,
+    tokens: int,
+    replies: int = 100,
+    first_seed: int = 0,
+    reply_tokens: int = 0,
+    watch: Watch | None = None,
+) -> RecycledRun:
+    """Compare a policy with `every_step`.
+
+    Args:
+        policy: the memory settings under test.
+        tokens: length of each prompt; as many prompts as `replies` questions take.
+        reply_tokens: let every reply go on to so many tokens, past its end; 0: as the task has it.
+    """
+    watch, trials = watch or Unwatched(), []
+    pair = [
+        TracedEngine(engine.model, engine.tokenizer, config, engine.segment_tokens)
+        for config in (every_step(policy), policy)
+    ]
+    for seed in count(first_seed):
+        prompt = task.make(seed, tokens, turn_tokens(engine))
+        sessions = []
+        for each, name in zip(pair, ("every step", "policy"), strict=True):
+            session = each.session(name)
+            watch.begin(f"{task.name} {tokens:,} seed {seed}, {name}", tokens)
+            tell(session, prompt.turns, watch.read)
+            sessions.append(session)
+        for trial in _trials(pair, sessions, task, prompt.questions, reply_tokens):
+            trials.append(trial)
+            watch.asked(len(trials), replies)
+            if len(trials) == replies:
+                return RecycledRun(trials)
+    raise AssertionError("seeds never end")
+
+
+def _trials(
+    pair: Sequence[TracedEngine],
+    sessions: Sequence[Session],
+    task: Task,
+    questions: Sequence[Question],
+    reply_tokens: int,
+) -> Iterator[Trial]:
+    limits: dict[str, object] = {"max_new_tokens": reply_tokens or task.reply_tokens}
+    if reply_tokens:
+        limits["eos_token_id"] = ()
+    for question in questions:
+        free = []
+        for engine, session in reversed(list(zip(pair, sessions, strict=True))):
+            engine.forget()
+            free.append(_ask(session, question, limits))
+        teacher = [*pair[0].fed[1:], pair[0].best[-1]]  # the trace starts with the header's last
+        forced, best = [], []
+        for engine, session in zip(pair, sessions, strict=True):
+            engine.forget()
+            force = LogitsProcessorList([_Forced(teacher)])
+            limits_here = {**limits, "max_new_tokens": len(teacher), "logits_processor": force}
+            forced.append(_ask(session, question, limits_here))
+            best.append(list(engine.best))
+        sides = [
+            _side(task.score(question, said.text), again)
+            for said, again in zip(reversed(free), forced, strict=True)
+        ]
+        agree = sum(a == b for a, b in zip(*best, strict=True))
+        yield Trial(sides[0], replace(sides[1], steps=len(teacher)), agree)
+
+
+def _ask(session: Session, question: Question, options: dict[str, object]) -> Reply:
+    return session.ask(question.text, commit=False, **options)  # type: ignore[arg-type]
+
+
+def _side(score: float, forced: Reply) -> Side:
+    usage = forced.usage
+    return Side(score, usage.generated, usage.refreshes, forced.timings.decode)
+
+
+def _ms_per_token(sides: Sequence[Side]) -> float:
+    steps = sum(side.steps - 1 for side in sides)
+    return 1000 * sum(side.seconds for side in sides) / steps if steps else 0.0
+
+
+class _Forced(LogitsProcessor):  # type: ignore[misc]  # transformers has no types of its own
+    """Leaves one token possible at each step: the teacher's."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids = iter(ids)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        only = torch.full_like(scores, -torch.inf)
+        only[:, next(self._ids)] = 0.0
+        return only

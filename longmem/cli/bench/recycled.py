@@ -1,0 +1,70 @@
+"""`longmem bench recycled`: what reusing the working set between two tokens costs and saves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from longmem.cli.bench.options import Changes, FirstSeed, Out
+from longmem.cli.bench.output import Bar, write_json
+from longmem.cli.bench.table import percent
+from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
+
+
+def recycled(
+    task: Annotated[str, typer.Option(help="Whose questions are asked.")] = "conversation",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens per prompt.")] = 20_000,
+    replies: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    first_seed: FirstSeed = 0,
+    preset: Annotated[str, typer.Option(help="Whose recycling is tested.")] = "longmem",
+    changes: Changes = None,
+    reply_tokens: Annotated[
+        int, typer.Option(min=0, help="Go on to so many tokens, past the end; 0: do not.")
+    ] = 0,
+    model: Model = NANO,
+    device: Device = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """A recycling policy against looking blocks up at every token: answers, agreement, time.
+
+    Set the policy with --set, such as --set stride=16 or --set recycling=dynamic. The replies of
+    the reference, which looks up at every token, are fed to both; agreement is how often
+    the likeliest next token is the same.
+    """
+    engine = load_engine(model, device)
+    from longmem.bench.methods import methods, parse_changes
+    from longmem.bench.recycled import every_step, measure
+    from longmem.bench.tasks import get_task
+
+    (policy,) = methods(engine.config, [preset], parse_changes(changes or []))
+    with Bar() as bar:
+        run = measure(
+            engine, policy.config, get_task(task), tokens, replies, first_seed, reply_tokens, bar
+        )
+    figures = run.figures()
+    recall = {name: figures[f"recall_{name}"] for name in ("reference", "policy")}
+    steps = figures["steps"]
+    typer.echo(f"replies                {figures['replies']}, {steps} tokens")
+    typer.echo(f"top-1 agreement        {percent(run.agreement)}")
+    typer.echo(f"recall, every step     {recall['reference']:.1%}")
+    typer.echo(
+        f"recall, policy         {recall['policy']:.1%}  (only it: {figures['only_policy_right']}, "
+        f"only every step: {figures['only_reference_right']}, p = {figures['p']:.3g})"
+    )
+    typer.echo(
+        f"look-ups               {figures['refreshes_policy']} instead of "
+        f"{figures['refreshes_reference']}"
+    )
+    typer.echo(
+        f"ms/token               {figures['ms_per_token_policy']:.2f} instead of "
+        f"{figures['ms_per_token_reference']:.2f}, ratio {figures['time_ratio'] or 1:.3f}"
+    )
+    if as_json or out is not None:
+        settings = {
+            "policy": policy.config.model_dump(mode="json"),
+            "reference": every_step(policy.config).model_dump(mode="json"),
+        }
+        about = {"model": model, "task": task, "tokens": tokens, "settings": settings}
+        write_json({**about, **figures}, out, as_json)

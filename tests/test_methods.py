@@ -1,0 +1,181 @@
+"""Every method that can be chosen keeps what the memory promises: cuts, rewinds, packing, resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SMALL as NANO_SMALL
+from conftest import chatter
+from test_resume import probe_logits
+from tiny import (
+    attached,
+    new_memory,
+    qwen3,
+    read,
+    read_in_passes,
+    tokens,
+    whole_history_logits,
+)
+
+from longmem import Engine, MemoryConfig
+from longmem.attention import forward
+from longmem.feeding import Feed
+from longmem.memory import ForwardPass, ReadSpan
+from longmem.stores import SQLiteStore
+
+SMALL = MemoryConfig(
+    n_init=4, n_local=24, block_size=8, topk=3, repr_topk=2, lookup_span=16, stride=4
+)
+METHODS = {
+    "per KV head": {"selection": "kv_head"},
+    "per KV head, one look-up layer": {"selection": "kv_head", "lookup_layers": (1,)},
+    "per KV head, ordered": {"selection": "kv_head", "far_positions": "ordered"},
+    "all blocks": {"lookup": "all"},
+    "all blocks, limited": {"lookup": "all", "max_blocks": 5},
+    "bounds": {"scorer": "bounds"},
+    "bounds per KV head, limited": {"scorer": "bounds", "selection": "kv_head", "max_blocks": 6},
+    "sub-blocks": {"scorer": "sub_block"},
+    "representatives by logits": {"scorer": "representative", "repr_by": "logits"},
+    "neighbours": {"contiguity": 2},
+    "limited": {"max_blocks": 5},
+    "few tokens": {"topk_tokens": 9},
+    "few tokens of all": {"lookup": "all", "topk_tokens": 9, "pool_tokens": 3},
+    "few tokens per KV head": {"selection": "kv_head", "topk_tokens": 9},
+    "turns": {"block_boundaries": "turn", "min_block": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def routed():
+    return attached(qwen3())
+
+
+@pytest.fixture(params=METHODS, name="config")
+def method(request) -> MemoryConfig:
+    return SMALL.replace(**METHODS[request.param])
+
+
+def test_the_length_of_a_forward_pass_does_not_change_the_result(routed, config):
+    model, info = routed
+    ids = tokens(200)
+    short, long = new_memory(info, config), new_memory(info, config)
+    a = read_in_passes(model, short, ids, span=16, spans_per_pass=1)
+    b = read_in_passes(model, long, ids, span=16, spans_per_pass=7)
+    assert (a - b).abs().max() < 1e-4
+
+
+def test_a_span_read_token_by_token_equals_the_span_read_at_once(routed, config):
+    model, info = routed
+    history, reply = tokens(120), tokens(9, seed=4)
+    stepwise, at_once = new_memory(info, config), new_memory(info, config)
+    for memory in (stepwise, at_once):
+        read_in_passes(model, memory, history, span=16, spans_per_pass=1)
+    a = torch.cat(
+        [read(model, stepwise, [t], [ReadSpan(1, int(i == 0))]) for i, t in enumerate(reply)]
+    )
+    b = read(model, at_once, reply, [ReadSpan(len(reply), 1)])
+    assert (a - b).abs().max() < 1e-4
+
+
+def test_rewinding_is_bit_exact(routed, config):
+    model, info = routed
+    memory, straight = new_memory(info, config), new_memory(info, config)
+    for m in (memory, straight):
+        read_in_passes(model, m, tokens(90), span=15, spans_per_pass=1)
+    for extra in (1, 10, 300):
+        mark = memory.mark()
+        read_in_passes(model, memory, tokens(extra, seed=9), span=16, spans_per_pass=2)
+        memory.rewind(mark)
+    a = read_in_passes(model, memory, tokens(70, seed=5), span=16, spans_per_pass=1)
+    b = read_in_passes(model, straight, tokens(70, seed=5), span=16, spans_per_pass=1)
+    assert torch.equal(a, b)
+
+
+def test_packed_sessions_equal_each_alone(routed, config):
+    model, info = routed
+    streams = [tokens(130, seed) for seed in (1, 2)]
+    together = [new_memory(info, config) for _ in streams]
+    alone = [new_memory(info, config) for _ in streams]
+    for at in range(0, 130, 13):
+        span = [ReadSpan(13, 13)]
+        run = ForwardPass([(memory, memory.prepare(span)) for memory in together])
+        ids = torch.tensor([[t for s in streams for t in s[at : at + 13]]])
+        packed = forward(model, ids, run, torch.arange(26))
+        run.finish()
+        expected = [
+            read(model, m, s[at : at + 13], span) for m, s in zip(alone, streams, strict=True)
+        ]
+        assert (packed - torch.cat(expected)).abs().max() < 1e-5
+
+
+RESUMED = {
+    **METHODS,
+    "surprise": {"block_boundaries": "surprise", "min_block": 3, "surprise_window": 16},
+    "surprise, refined": {"block_boundaries": "surprise", "min_block": 3, "refine": "modularity"},
+    "queries that differ": {"recycling": "dynamic", "stride": 2, "similarity": 0.9},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_session_goes_on_with_bit_equal_logits(tmp_path, engine, name):
+    config = NANO_SMALL.replace(**RESUMED[name])
+    with SQLiteStore(tmp_path / "s") as store:
+        before = Engine(engine.model, engine.tokenizer, config)
+        with before.session("a", store=store) as session:
+            session.add(chatter(6))
+            session.ask("What is the code?", max_new_tokens=7)
+            session.add(chatter(4))
+            session.ask("And what is the other code?", max_new_tokens=5)
+            live = probe_logits(before, session)
+        after = Engine(engine.model, engine.tokenizer, config)
+        with after.session("a", store=store) as session:
+            assert after.tokens_read == 0
+            assert torch.equal(probe_logits(after, session), live)
+
+
+def test_looking_all_blocks_up_equals_the_whole_history_at_capped_distance(routed):
+    model, info = routed
+    ids = tokens(150)
+    expected = whole_history_logits(model, info, ids, SMALL.n_local)
+    memory = new_memory(info, SMALL.replace(lookup="all", topk=0))
+    assert (read_in_passes(model, memory, ids, 16, 2) - expected).abs().max() < 1e-4
+
+
+def test_per_head_selection_of_every_block_equals_the_whole_history(routed):
+    model, info = routed
+    ids = tokens(150)
+    expected = whole_history_logits(model, info, ids, SMALL.n_local)
+    memory = new_memory(info, SMALL.replace(selection="kv_head", topk=100))
+    assert (read_in_passes(model, memory, ids, 16, 2) - expected).abs().max() < 1e-4
+
+
+def test_per_head_selection_gives_heads_blocks_of_their_own(routed):
+    model, info = routed
+    memory = new_memory(info, SMALL.replace(selection="kv_head"))
+    read_in_passes(model, memory, tokens(200), 16, 1)
+    one, other = memory.full_layers[0].working_set.stands_for
+    assert len(one) == len(other) == 3 and set(one) != set(other)
+
+
+@pytest.mark.parametrize("refine", ["none", "modularity", "conductance"])
+def test_surprise_boundaries_do_not_depend_on_how_the_stream_is_cut(refine):
+    engine = Engine.nano(
+        NANO_SMALL.replace(
+            block_boundaries="surprise", min_block=3, surprise_window=16, refine=refine
+        )
+    )
+    said = " ".join(text for _, text in chatter(8))
+    ids = engine.chat.turn_ids("user", said, previous=None)
+    edges, logits = [], []
+    for size in (1, 5, engine.spans(1000)[0].tokens):
+        memory = engine.new_memory()
+        for at in range(0, len(ids), size):
+            part = ids[at : at + size]
+            spans = [ReadSpan(1, 1) for _ in part]
+            (fed,) = engine.forward([Feed(memory, part, spans, [0] if at == 0 else [])])
+        edges.append(memory.table.edges)
+        logits.append(fed.logits)
+        sizes = torch.tensor(memory.table.edges).diff()
+        assert sizes.min() >= 3 and sizes.max() <= NANO_SMALL.block_size
+    assert edges[0] == edges[1] == edges[2] and len(edges[0]) > 8
+    assert (logits[0] - logits[2]).abs().max() < 1e-3
