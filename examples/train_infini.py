@@ -1,10 +1,10 @@
 """Trains nano with a compressive memory alone (Infini-attention, arXiv 2404.07143) to keep a pass key.
 
-python examples/train_infini.py pretrain --work WORK                # nano reads long dialogues
+python examples/train_infini.py pretrain --work WORK --rows 6       # nano reads long dialogues
 python examples/train_infini.py finetune --work WORK --rule linear  # then the pass-key task
 python examples/train_infini.py evaluate --work WORK --rule linear  # 32K to 1M tokens
 
-Attention sees its own segment of 128 tokens and nothing before it; there are no blocks. Every command
+Attention sees its own segment of 64 tokens and nothing before it; there are no blocks. Every command
 goes on where it stopped. `finetune` ends by writing WORK/RULE/model: a transformers folder with its
 gate file, which MemoryConfig.preset("infini") takes.
 """
@@ -33,8 +33,10 @@ from longmem import nano
 from longmem.bench.machine import machine
 from longmem.training import SegmentRecurrent, export
 
-SEGMENT = 128
-RULES = ("linear", "delta")
+SEGMENT = 64
+MOST_REPEATS = {"linear": 16_384, "delta": 256}
+"""Times a filler segment may count as read: 16,384 segments are a million tokens. Under the delta rule
+each time is computed, and what repeats is soon known."""
 DEPTHS = ("start", "middle", "end")
 LENGTHS = (32, 128, 256, 512, 1024)
 """In 1,024 tokens."""
@@ -55,9 +57,12 @@ def finetune(args: argparse.Namespace) -> None:
     run = Run(folder, recurrent, Rates(), steps)
 
     def draw(step: int) -> Batch:
-        """The stream that one segment stands for grows to its full length over half of the run."""
-        most = round(args.most_repeats ** min(1.0, 2 * step / steps))
-        return draw_batch(text, random.Random(step), args.rows, args.tokens, SEGMENT, most)
+        """Half as long and twice as many in the first half of the run, in which the stream that one
+        segment stands for grows to its full length."""
+        most = round(MOST_REPEATS[args.rule] ** min(1.0, 2 * step / steps))
+        short = 2 if step < steps // 2 else 1
+        rows, tokens = args.rows * short, args.tokens // short
+        return draw_batch(text, random.Random(step), rows, tokens, SEGMENT, most)
 
     run.train(draw)
     print(export(recurrent, folder / "model", AutoTokenizer.from_pretrained(nano.path())))
@@ -104,16 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["pretrain", "finetune", "evaluate"])
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
-    parser.add_argument("--rule", choices=RULES, default="linear")
+    parser.add_argument("--rule", choices=list(MOST_REPEATS), default="linear")
     parser.add_argument("--steps", type=int, help="default 50 to pretrain, 400 to finetune")
     parser.add_argument("--rows", type=int, default=4, help="sequences of a batch")
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a sequence")
-    parser.add_argument(
-        "--most-repeats",
-        type=int,
-        default=8192,
-        help="times a filler segment may count as read: 8,192 segments are a million tokens",
-    )
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument(
         "--samples",
         type=_numbers,

@@ -105,13 +105,14 @@ def forward(model: PreTrainedModel, ids: Tensor, router: Router, last: Tensor) -
         Logits ``[n, V]`` float32.
     """
     keep = {"logits_to_keep": last} if "logits_to_keep" in _parameters(type(model).forward) else {}
-    with _routing(router):
+    with route(router):
         output = model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, **keep)
     return cast(Tensor, (output.logits if keep else output.logits[:, last])[0].float())
 
 
 @contextmanager
-def _routing(router: Router | Probe) -> Iterator[None]:
+def route(router: Router | Probe) -> Iterator[None]:
+    """Hand the attention of models that were attached to `router` meanwhile, in this thread."""
     token = _router.set(router)
     try:
         yield
@@ -238,7 +239,7 @@ def _probe(model: PreTrainedModel, ids: Tensor, at: Tensor) -> dict[int, Seen]:
     """What each layer is given in one probing pass of tokens `ids` ``[T]`` at positions ``[T]``."""
     probe = Probe()
     try:
-        with torch.no_grad(), _routing(probe):
+        with torch.no_grad(), route(probe):
             output = model(
                 input_ids=ids[None],
                 position_ids=at[None],

@@ -19,7 +19,14 @@ from longmem.errors import ConfigError
 from longmem.fair_lock import FairLock
 from longmem.feeding import Fed, Feed, Segment, check_feeds, passes
 from longmem.fingerprint import fingerprint
-from longmem.fit import chat_format, check_fit, check_tokenizer, default_memory, usable_device
+from longmem.fit import (
+    chat_format,
+    check_fit,
+    check_tokenizer,
+    check_weights,
+    default_memory,
+    usable_device,
+)
 from longmem.gate_file import load_gates
 from longmem.memory import ForwardPass, Gates, Reading, ReadSpan, SessionMemory
 
@@ -53,8 +60,8 @@ class Engine:
         segment_tokens: most tokens of one forward pass when reading; only a matter of speed.
 
     Raises:
-        UnsupportedModelError: the model keeps state that longmem cannot hold.
-        ConfigError: the memory settings do not fit the model.
+        UnsupportedModelError: the model keeps state that longmem cannot hold, or its weights hold NaN.
+        ConfigError: the memory settings do not fit the model, or the gate file belongs to another.
         ChatFormatError: the tokenizer's template cannot be rendered turn by turn.
     """
 
@@ -66,6 +73,7 @@ class Engine:
 
     def __post_init__(self, memory: MemoryConfig | None) -> None:
         check_tokenizer(self.model, self.tokenizer)
+        check_weights(self.model)
         before = implementations(self.model)
         self.info = attach(self.model)
         try:

@@ -106,6 +106,22 @@ def check_fit(config: MemoryConfig, info: ModelInfo) -> None:
     get_policy(config.recycling)
 
 
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse a model that would answer every turn with NaN.
+
+    Raises:
+        UnsupportedModelError: names the tensor.
+    """
+    for name, tensor in model.named_parameters():
+        if tensor.is_meta or bool(tensor.sum(dtype=torch.float32).isfinite()):
+            continue
+        if not bool(tensor.isfinite().all()):
+            raise UnsupportedModelError(
+                f"the model's weight {name!r} holds NaN or infinity; load the checkpoint again, or "
+                "train it with a smaller learning rate"
+            )
+
+
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """A tokenizer of another model mostly shows by ids the embedding does not have."""
     rows = model.get_input_embeddings().weight.shape[0]

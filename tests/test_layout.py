@@ -131,6 +131,7 @@ def test_the_package_list_is_that_of_the_folders() -> None:
     [
         ("longmem.ops", ()),
         ("longmem.retrieval", ("longmem.errors",)),
+        ("longmem.recycling", ("longmem.config", "longmem.errors", "longmem.memory")),
         (
             "longmem.memory",
             ("longmem.ops", "longmem.retrieval", "longmem.config", "longmem.errors"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import SMALL as NANO_SMALL
@@ -17,10 +19,11 @@ from tiny import (
     whole_history_logits,
 )
 
-from longmem import Engine, MemoryConfig
+from longmem import ConfigError, Engine, MemoryConfig, UnsupportedModelError
 from longmem.attention import forward
 from longmem.feeding import Feed
 from longmem.memory import ForwardPass, ReadSpan
+from longmem.presets import NAMES
 from longmem.stores import SQLiteStore
 
 SMALL = MemoryConfig(
@@ -179,3 +182,47 @@ def test_surprise_boundaries_do_not_depend_on_how_the_stream_is_cut(refine):
         assert sizes.min() >= 3 and sizes.max() <= NANO_SMALL.block_size
     assert edges[0] == edges[1] == edges[2] and len(edges[0]) > 8
     assert (logits[0] - logits[2]).abs().max() < 1e-3
+
+
+def test_a_model_with_nan_in_a_weight_is_refused(engine):
+    model = copy.deepcopy(engine.model)
+    name, weight = next(iter(model.named_parameters()))
+    with torch.no_grad():
+        weight[7, 3] = torch.nan
+    with pytest.raises(UnsupportedModelError, match=f"weight '{name}' holds NaN"):
+        Engine(model, engine.tokenizer, NANO_SMALL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride": 0}, "stride"),
+        ({"max_blocks": 2, "topk": 3}, "max_blocks = 2 is below topk"),
+        ({"compressive": {"decay": 1.5}}, "decay"),
+        ({"compressive": {"decay": -0.1}}, "decay"),
+        ({"window": "segment", "topk": 1}, "has no blocks"),
+        ({"block_boundaries": "surprise", "n_local": 8, "block_size": 8}, "n_local > block_size"),
+        ({"min_block": 9, "block_size": 8}, "min_block = 9 is above"),
+        ({"pool_tokens": 4}, "even"),
+        ({"lookup": "all", "far_positions": "ordered"}, "far_positions"),
+        ({"recycling": 3}, "recycling"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        MemoryConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["scorer", "recycling"])
+def test_a_method_of_an_unknown_name_is_refused_with_the_known_ones(engine, name):
+    with pytest.raises(ConfigError, match="choose one of"):
+        Engine(engine.model, engine.tokenizer, NANO_SMALL.replace(**{name: "wizard"}))
+
+
+def test_presets_are_settings_and_unknown_ones_are_refused():
+    assert MemoryConfig.preset("longmem") == MemoryConfig()
+    assert MemoryConfig.preset("infllm", topk=3).topk == 3
+    for name in NAMES:
+        MemoryConfig.preset(name)
+    with pytest.raises(ConfigError, match="choose one of longmem, infllm"):
+        MemoryConfig.preset("magic")

@@ -205,13 +205,15 @@ def test_a_budget_keeps_look_ups_below_their_share_of_counted_bytes(remake):
     assert spent <= 0.1 * (steps * costs.step + spent)
 
 
-def test_costs_are_counted_from_shapes(remake):
-    engine = remake(topk=2)
-    with engine.session("a") as session:
+def test_costs_are_counted_from_shapes_and_survive_a_resume(remake):
+    engine, store = remake(topk=2), InMemoryStore()
+    with engine.session("a", store=store) as session:
         session.add(chatter(5))
+        before = costs_of(engine, session._conversation.memory)
+    with engine.session("a", store=store) as session:
         memory = session._conversation.memory
         costs = costs_of(engine, memory)
-        few = costs_of(remake(topk=2), memory)
+    assert costs == before
     weights = sum(p.nbytes for p in engine.model.parameters())  # embeddings serve as output, too
     assert weight_bytes(engine.model) == weights
     per_token = memory.layers[0].spec.bytes_per_token
@@ -219,7 +221,18 @@ def test_costs_are_counted_from_shapes(remake):
     assert costs.step == weights + per_token * (attended * len(memory.layers) + 3 * 2 * 16)
     rows = sum(min(4, b - a) for a, b in map(memory.table.span, range(memory.n_blocks)))
     assert costs.look_up == 3 * 2 * 16 * per_token + 2 * rows * per_token // 2
-    assert few == costs
+
+
+def test_where_all_blocks_are_attended_to_a_look_up_costs_what_recycled_steps_leave_out(remake):
+    all_of_them, few = remake(lookup="all"), remake(lookup="all", topk_tokens=10)
+    with all_of_them.session("a") as whole, few.session("a") as recycled:
+        whole.add(chatter(5))
+        recycled.add(chatter(5))
+        dear = costs_of(all_of_them, whole._conversation.memory)
+        cheap = costs_of(few, recycled._conversation.memory)
+    assert dear.look_up == 0
+    assert cheap.step == weight_bytes(few.model) + 4 * 10 * 1024  # layers, tokens, bytes of each
+    assert cheap.step + cheap.look_up == dear.step
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -195,6 +195,15 @@ def test_a_copy_task_over_segments_is_learned():
     assert losses[-1] < 0.9 * torch.tensor(4.0).log()
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    model = recurrent()
+    before = [p.clone() for p in model.parameters()]
+    weights = torch.full((1, 2 * SEGMENT), float("inf"))
+    report = Trainer(model).step(batch(1, 2 * SEGMENT + 1), weights)
+    assert not torch.tensor(report.gradient).isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def test_gates_have_their_own_rate_and_never_decay():
     model = recurrent()
     groups = model.parameter_groups(1e-4, gate_lr=0.02)

@@ -47,7 +47,7 @@ def commit() -> str:
         described = subprocess.run([*ask, "describe", "--always", "--dirty"], **_QUIET)
     except (OSError, subprocess.SubprocessError):
         return f"release {longmem.__version__}"
-    return described.stdout.strip()
+    return str(described.stdout).strip()
 
 
 def _processor() -> str:

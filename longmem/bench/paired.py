@@ -21,7 +21,8 @@ class Pairs:
         """How likely so uneven a split of the questions they disagree on is if they are equally
         good: the exact two-sided test of McNemar (1947)."""
         n, few = self.only_first + self.only_second, min(self.only_first, self.only_second)
-        return min(1.0, 2 * sum(comb(n, i) for i in range(few + 1)) / 2**n)
+        tail = sum(comb(n, i) for i in range(few + 1))
+        return min(1.0, float(2 * tail / 2**n))
 
 
 def pairs(first: Sequence[bool], second: Sequence[bool]) -> Pairs:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from longmem.attention import forward
 from longmem.bench.methods import Method
+from longmem.bench.room import check_room
 from longmem.bench.watch import Unwatched, Watch
 from longmem.engine import Engine
 from longmem.errors import ConfigError
@@ -94,6 +95,7 @@ def measure(
     }
     size = min(under.spans(span)[0].tokens for under in engines.values())
     for name, under in engines.items():
+        check_room(under, f"preset {name}", len(ids))
         watch.begin(name, len(ids))
         scores[name] = score_text(under, ids, scored_from, size, watch)
     return scores
@@ -167,7 +169,8 @@ def difference(first: TextScore, second: TextScore) -> Difference:
 
 def _read(engine: Engine, memory: SessionMemory, ids: Sequence[int], voters: int) -> Tensor:
     """Read a span; logits ``[n, V]`` of all its tokens."""
-    reading = memory.prepare([ReadSpan(len(ids), voters)])
+    starts = [] if memory.n_tokens else [0]  # the text is one turn
+    reading = memory.prepare([ReadSpan(len(ids), voters)], starts)
     run = ForwardPass([(memory, reading)])
     tokens = torch.tensor([list(ids)], device=engine.device)
     everywhere = torch.arange(len(ids), device=engine.device)

@@ -9,8 +9,8 @@ the same? Times are taken from these, for they decode the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from longmem.bench.paired import Pairs, pairs
+from longmem.bench.room import check_room
 from longmem.bench.tasks import Question, Task
 from longmem.bench.telling import tell, turn_tokens
 from longmem.bench.traced import TracedEngine
@@ -123,66 +124,67 @@ def measure(
         policy: the memory settings under test.
         tokens: length of each prompt; as many prompts as `replies` questions take.
         reply_tokens: let every reply go on to so many tokens, past its end; 0: as the task has it.
+
+    Raises:
+        ConfigError: a memory does not fit the model, or a history the machine.
     """
     watch, trials = watch or Unwatched(), []
-    pair = [
-        TracedEngine(engine.model, engine.tokenizer, config, engine.segment_tokens)
-        for config in (every_step(policy), policy)
-    ]
+    engines = {
+        name: TracedEngine(engine.model, engine.tokenizer, config, engine.segment_tokens)
+        for name, config in (("every step", every_step(policy)), ("policy", policy))
+    }
+    for each in engines.values():
+        check_room(each, "one of the two memories", tokens)
     for seed in count(first_seed):
         prompt = task.make(seed, tokens, turn_tokens(engine))
-        sessions = []
-        for each, name in zip(pair, ("every step", "policy"), strict=True):
-            session = each.session(name)
+        seats = []
+        for name, each in engines.items():
+            seats.append(_Seat(each, each.session(name)))
             watch.begin(f"{task.name} {tokens:,} seed {seed}, {name}", tokens)
-            tell(session, prompt.turns, watch.read)
-            sessions.append(session)
-        for trial in _trials(pair, sessions, task, prompt.questions, reply_tokens):
-            trials.append(trial)
+            tell(seats[-1].session, prompt.turns, watch.read)
+        for question in prompt.questions:
+            trials.append(_trial(seats[0], seats[1], task, question, reply_tokens))
             watch.asked(len(trials), replies)
             if len(trials) == replies:
                 return RecycledRun(trials)
     raise AssertionError("seeds never end")
 
 
-def _trials(
-    pair: Sequence[TracedEngine],
-    sessions: Sequence[Session],
-    task: Task,
-    questions: Sequence[Question],
-    reply_tokens: int,
-) -> Iterator[Trial]:
-    limits: dict[str, object] = {"max_new_tokens": reply_tokens or task.reply_tokens}
-    if reply_tokens:
-        limits["eos_token_id"] = ()
-    for question in questions:
-        free = []
-        for engine, session in reversed(list(zip(pair, sessions, strict=True))):
-            engine.forget()
-            free.append(_ask(session, question, limits))
-        teacher = [*pair[0].fed[1:], pair[0].best[-1]]  # the trace starts with the header's last
-        forced, best = [], []
-        for engine, session in zip(pair, sessions, strict=True):
-            engine.forget()
-            force = LogitsProcessorList([_Forced(teacher)])
-            limits_here = {**limits, "max_new_tokens": len(teacher), "logits_processor": force}
-            forced.append(_ask(session, question, limits_here))
-            best.append(list(engine.best))
-        sides = [
-            _side(task.score(question, said.text), again)
-            for said, again in zip(reversed(free), forced, strict=True)
-        ]
-        agree = sum(a == b for a, b in zip(*best, strict=True))
-        yield Trial(sides[0], replace(sides[1], steps=len(teacher)), agree)
+@dataclass(frozen=True)
+class _Seat:
+    """One memory, and the session it holds."""
+
+    engine: TracedEngine
+    session: Session
+
+    def ask(self, question: Question, **options: object) -> Reply:
+        """Reply, with a trace of its own."""
+        self.engine.forget()
+        return self.session.ask(question.text, commit=False, **options)  # type: ignore[arg-type]
 
 
-def _ask(session: Session, question: Question, options: dict[str, object]) -> Reply:
-    return session.ask(question.text, commit=False, **options)  # type: ignore[arg-type]
-
-
-def _side(score: float, forced: Reply) -> Side:
-    usage = forced.usage
-    return Side(score, usage.generated, usage.refreshes, forced.timings.decode)
+def _trial(
+    reference: _Seat, policy: _Seat, task: Task, question: Question, reply_tokens: int
+) -> Trial:
+    ends: dict[str, object] = {"eos_token_id": ()} if reply_tokens else {}
+    most = reply_tokens or task.reply_tokens
+    free = [seat.ask(question, max_new_tokens=most, **ends) for seat in (policy, reference)]
+    trace = reference.engine
+    teacher = [*trace.fed[1:], trace.best[-1]]  # the trace starts with the header's last token
+    sides, best = [], []
+    for seat, said in zip((reference, policy), reversed(free), strict=True):
+        forced = seat.ask(
+            question,
+            max_new_tokens=len(teacher),
+            logits_processor=LogitsProcessorList([_Forced(teacher)]),
+            **ends,
+        )
+        score = task.score(question, said.text)
+        usage, seconds = forced.usage, forced.timings.decode
+        sides.append(Side(score, usage.generated, usage.refreshes, seconds))
+        best.append(seat.engine.best)
+    agree = sum(a == b for a, b in zip(*best, strict=True))
+    return Trial(sides[0], sides[1], agree)
 
 
 def _ms_per_token(sides: Sequence[Side]) -> float:

@@ -26,7 +26,7 @@ class Reference:
 
     Args:
         tokens: mean length of the prompts.
-        share: score; None where the task's shortest prompt does not fit the trained positions.
+        share: score; None where the task's prompts of that length do not fit the trained positions.
     """
 
     task: str
@@ -48,7 +48,7 @@ def reference(engine: Engine, task: Task, tokens: int, watch: Watch | None = Non
     for seed in count(_FIRST_SEED):
         prompt = task.make(seed, tokens, turn_tokens(engine))
         length = _length(engine, task, prompt)
-        if length > engine.info.max_positions:
+        if length > engine.info.max_positions or not prompt.questions:
             return Reference(task.name, length, None)
         watch.begin(f"{task.name}: reference", length)
         got, cost = examine(dense, task, prompt, prompt.questions, watch)
@@ -76,5 +76,5 @@ def _length(engine: Engine, task: Task, prompt: Prompt) -> int:
     """Tokens of the prompt, its longest question and a reply."""
     size = turn_tokens(engine)
     told = sum(size(text) for _, text in prompt.turns)
-    asked = max(size(question.text) for question in prompt.questions)
+    asked = max((size(question.text) for question in prompt.questions), default=0)
     return told + asked + task.reply_tokens + _MARGIN

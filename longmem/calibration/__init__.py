@@ -2,7 +2,7 @@
 
     engine = Engine.from_pretrained("my-model")
     config = engine.config.replace(compressive=Compressive(rule="delta"))
-    found = calibrate(engine.model, engine.info, config, ids, context=2048)
+    found = calibrate(engine.model, engine.info, config, [ids], context=2048)
     save_gates("gates.safetensors", found.gates, engine.model, config.compressive)
 
 What the command `longmem calibrate` runs; docs/calibration.md says what to expect of it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,7 +25,7 @@ def calibrate(
     model: PreTrainedModel,
     info: ModelInfo,
     config: MemoryConfig,
-    ids: Tensor,
+    texts: Sequence[Tensor],
     *,
     context: int,
     feature_steps: int = 400,
@@ -31,7 +33,7 @@ def calibrate(
 ) -> Calibration:
     """Find gates for the compressive memory of `config` without training the model.
 
-    The text is read in contexts of `context` tokens. In each layer and head, y_full attends to the
+    Texts are read in contexts of `context` tokens. In each layer and head, y_full attends to the
     whole context, y_local to what the engine's window holds, and y_memory is read from the engine's
     memory of the rest. The gate is the share of y_memory that brings y_local nearest to y_full,
     clip(<y_full - y_local, y_memory - y_local> / |y_memory - y_local|^2, 0, 1); for mix = "lse" the
@@ -42,7 +44,7 @@ def calibrate(
         model: attached (`Engine` does so).
         info: what was measured on it.
         config: the settings the gates are for; its `compressive.gates` is ignored.
-        ids: ``[N]`` tokens of sample text, in order; the last fifth is held out.
+        texts: sample text, each ``[N]`` tokens that one session reads; the last fifth is held out.
         context: tokens that attention to everything reaches back; best within the trained positions.
         feature_steps: Adam steps per layer for feature_map = "learned", which reads the text twice.
         watch: told of progress.
@@ -52,8 +54,8 @@ def calibrate(
         InputError: the text is too short.
     """
     compressive = check_model(model, info, config)
-    check_context(config, context)
-    text, held_out = split(ids, context)
+    check_context(config, texts, context)
+    text, held_out = split(texts, context)
     study = Study(model, info, config, context, watch)
     learned = compressive.feature_map == "learned"
     features = study.feature_maps(text, feature_steps) if learned else {}
@@ -64,7 +66,9 @@ def calibrate(
         gates, lambda g: held_out_loss(model, info, config, held_out, g, watch, "held-out loss")
     )
     layers = tuple(_report(spec.index, tested.get(spec.index), gates, kept) for spec in info.layers)
-    return Calibration(kept.gates, layers, kept, len(text), len(held_out), context)
+    return Calibration(
+        kept.gates, layers, kept, sum(map(len, text)), sum(map(len, held_out)), context
+    )
 
 
 def check_model(model: PreTrainedModel, info: ModelInfo, config: MemoryConfig) -> Compressive:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -10,37 +13,43 @@ from longmem.attention import ModelInfo
 from longmem.calibration.passes import read
 from longmem.calibration.report import Watch, unwatched
 from longmem.config import MemoryConfig
-from longmem.memory import ForwardPass, Gates, SessionMemory
+from longmem.memory import ForwardPass, Gates, Reading, SessionMemory
 
 
 def held_out_loss(
     model: PreTrainedModel,
     info: ModelInfo,
     config: MemoryConfig,
-    ids: Tensor,
+    texts: Sequence[Tensor],
     gates: Gates | None,
     watch: Watch = unwatched,
     stage: str = "loss",
 ) -> float:
-    """Mean loss of all tokens but the first, in nats.
+    """Mean loss of all tokens but the first of each text, in nats.
 
-    The text is one stream, however long: memory starts empty and is never reset.
+    Each text is one stream, however long: memory starts empty and is never reset.
 
     Args:
         model, info: attached, and what was measured on it.
         config: settings of the memory.
-        ids: ``[N]`` tokens.
+        texts: each ``[N]`` tokens.
         gates: of the compressive memory; None leaves it closed.
         watch, stage: told of the tokens read.
     """
-    memory = SessionMemory(info.layers, config, config.n_init, gates=gates, journal=False)
-    total, next_ids = 0.0, ids[1:].long()
-    passes = read(model, memory, ids, lambda r: ForwardPass([(memory, r)]), all_logits=True)
-    for part, logits in passes:
-        wanted = next_ids[part].to(logits.device)
-        total += float(_loss(logits[: len(wanted)], wanted))
-        watch(stage, part.stop, len(ids))
-    return total / len(next_ids)
+    total, start, length = 0.0, 0, sum(map(len, texts))
+    for ids in texts:
+        memory = SessionMemory(info.layers, config, config.n_init, gates=gates, journal=False)
+        router = partial(_through, memory)
+        for part, logits in read(model, memory, ids, router, all_logits=True):
+            wanted = ids[1:][part].to(logits.device)
+            total += float(_loss(logits[: len(wanted)], wanted))
+            watch(stage, start + part.stop, length)
+        start += len(ids)
+    return total / (length - len(texts))
+
+
+def _through(memory: SessionMemory, reading: Reading) -> ForwardPass:
+    return ForwardPass([(memory, reading)])
 
 
 def _loss(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -70,6 +70,6 @@ def with_layers(gates: Gates, layers: Collection[int]) -> Gates:
     return Gates(gates.gate * kept, offset, gates.decay, gates.features)
 
 
-def _open(gates: Gates) -> Tensor:
-    """``[L, H]`` bool."""
+def open_heads(gates: Gates) -> Tensor:
+    """``[L, H]`` bool: which heads listen."""
     return gates.gate > 0 if gates.offset is None else ~torch.isneginf(gates.offset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from longmem.calibration.passes import read
 from longmem.calibration.report import Watch
 from longmem.calibration.routers import ComparingRouter, WholeRouter
 from longmem.calibration.statistics import MixStatistics
+from longmem.calibration.text import contexts
 from longmem.calibration.transfer import TransferLayer
 from longmem.calibration.whole import whole_layer
 from longmem.config import MemoryConfig
@@ -40,37 +41,35 @@ class Study:
     context: int
     watch: Watch
 
-    def compare(self, ids: Tensor, features: dict[int, Tensor], stage: str) -> Sums:
-        """Read `ids` ``[N]`` and compare window and memory with full attention, by full layer."""
-        specs = self.info.layers
+    def compare(self, texts: Sequence[Tensor], features: dict[int, Tensor], stage: str) -> Sums:
+        """Read texts, each ``[N]``, and compare window and memory with full attention, by full layer."""
+        specs, total = self.info.layers, sum(map(len, texts))
         sums = {s.index: MixStatistics(s.heads) for s in specs if s.sliding is None}
         gates = all_open(specs, features)
-        for start, part in self._contexts(ids):
+        for start, part in contexts(texts, self.context):
             memory, listening = listening_memory(specs, self.config, gates)
             route = _Comparison(self._whole(), memory, listening, sums)
             for done, _ in read(self.model, memory, part, route):
-                self.watch(stage, start + done.stop, len(ids))
+                self.watch(stage, start + done.stop, total)
         return sums
 
-    def feature_maps(self, ids: Tensor, steps: int) -> dict[int, Tensor]:
-        """W ``[H_kv, D, D]`` of every full layer, fitted on `ids` ``[N]`` in `steps` Adam steps."""
+    def feature_maps(self, texts: Sequence[Tensor], steps: int) -> dict[int, Tensor]:
+        """W ``[H_kv, D, D]`` of every full layer, fitted on texts, each ``[N]``, in about `steps`
+        Adam steps."""
+        total = sum(map(len, texts))
         learning = {
-            spec.index: TransferLayer(spec, self.info.max_positions, self.config)
+            spec.index: TransferLayer(spec, self.info.max_positions, self.config, steps / total)
             for spec in self.info.layers
             if spec.sliding is None
         }
-        for start, part in self._contexts(ids):
+        for start, part in contexts(texts, self.context):
             layers: list[LayerMemory] = self._whole()
             for i, layer in learning.items():
-                layer.begin(steps * len(part) / len(ids))
+                layer.begin()
                 layers[i] = layer
             for done, _ in read(self.model, self._no_memory(), part, _Whole(layers)):
-                self.watch("feature maps", start + done.stop, len(ids))
+                self.watch("feature maps", start + done.stop, total)
         return {i: layer.weight.detach() for i, layer in learning.items()}
-
-    def _contexts(self, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, len(ids), self.context):
-            yield start, ids[start : start + self.context]
 
     def _whole(self) -> list[LayerMemory]:
         return [whole_layer(spec, self.info.max_positions) for spec in self.info.layers]

@@ -26,6 +26,7 @@ class TransferLayer(WholeLayer):
         spec: the layer.
         max_positions: trained positions.
         config: for the window.
+        steps_per_token: Adam steps, spread over the text.
         queries: queries drawn per step.
         lr: learning rate.
     """
@@ -35,6 +36,7 @@ class TransferLayer(WholeLayer):
         spec: LayerSpec,
         max_positions: int,
         config: MemoryConfig,
+        steps_per_token: float,
         queries: int = 128,
         lr: float = 0.01,
     ) -> None:
@@ -42,13 +44,12 @@ class TransferLayer(WholeLayer):
         start = torch.eye(spec.dim, device=spec.device).repeat(spec.kv_heads, 1, 1)
         self.weight = start.requires_grad_()
         self._window, self._segment = config.n_local, config.window == "segment"
-        self._steps, self._queries = 0, queries
+        self._steps_per_token, self._due, self._queries = steps_per_token, 0.0, queries
         self._optimizer = torch.optim.Adam([self.weight], lr=lr)
         self._dice = torch.Generator().manual_seed(spec.index)
 
-    def begin(self, steps: float) -> None:
-        """Start a new context with about `steps` steps in it; what was learned stays."""
-        self._due += steps
+    def begin(self) -> None:
+        """Start a new context; what was learned stays."""
         self.local = LocalBuffer(self.spec)
 
     def _read_piece(self, part: Part, i: int, reading: Reading, call: AttentionCall) -> Tensor:
@@ -56,6 +57,11 @@ class TransferLayer(WholeLayer):
         n_keys, n_new = len(self.local), part.q.shape[1]
         at = torch.arange(n_keys - n_new, n_keys)
         useful = at[self._near_from(at) > 0]
+        self._due += self._steps_per_token * n_new
+        if len(useful) == 0:
+            return out
+        while self._due >= 1:
+            self._due -= 1
             drawn = torch.randperm(len(useful), generator=self._dice)[: self._queries]
             self._step(part, useful[drawn].to(self.spec.device), n_keys - n_new, call)
         return out
@@ -76,7 +82,9 @@ class TransferLayer(WholeLayer):
             features = Learned(self.weight)
             weights = _by_kv_head(features(part.q[:, rows]), k.shape[0]) @ features(k).mT
             weights = weights.unflatten(1, (-1, len(at))) * far  # [H_kv, G, n, L]
-            value = weights.flatten(1, 2) @ v / weights.flatten(1, 2).sum(-1, keepdim=True).clamp(EPS)
+            value = (
+                weights.flatten(1, 2) @ v / weights.flatten(1, 2).sum(-1, keepdim=True).clamp(EPS)
+            )
             loss = ((value - target) * share).square().sum()
             loss = loss / (target * share).square().sum().clamp(min=EPS)
             self._optimizer.zero_grad()

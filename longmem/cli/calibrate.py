@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -11,74 +12,80 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from longmem.cli.calibrate_report import show
 from longmem.cli.common import NANO, AsJson, Device, Model, console, load_engine
 from longmem.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from longmem import Engine, MemoryConfig
-    from longmem.calibration import Calibration
-    from longmem.calibration.report import Watch
+    from longmem import Engine
 
 
 class Rule(StrEnum):
     """`Compressive.rule`."""
 
-    linear = "linear"
-    delta = "delta"
-    delta_literal = "delta_literal"
+    LINEAR = "linear"
+    DELTA = "delta"
+    DELTA_LITERAL = "delta_literal"
 
 
 class FeatureMap(StrEnum):
     """`Compressive.feature_map`."""
 
-    elu = "elu"
-    dpfp = "dpfp"
-    learned = "learned"
+    ELU = "elu"
+    DPFP = "dpfp"
+    LEARNED = "learned"
 
 
 class Mix(StrEnum):
     """`Compressive.mix`."""
 
-    gate = "gate"
-    lse = "lse"
+    GATE = "gate"
+    LSE = "lse"
 
 
-_SHAPE = "Blocks looked up beside the window."
+Text = Annotated[Path, typer.Option(help="Sample text, UTF-8, of the kind that will be read.")]
+Out = Annotated[Path, typer.Option(help="The gate file to write (safetensors).")]
+Tokens = Annotated[int, typer.Option(min=1, help="Most tokens of the text to use.")]
+Window = Annotated[int | None, typer.Option(min=2, help="n_local.  [default: the model's]")]
+Context = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens of full attention to come near to.  [default: 8 windows]"),
+]
+Separator = Annotated[
+    str | None, typer.Option(help="Each time this is read, a new session starts with it.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A memory setting, such as topk=2 or compressive.decay=0.9.",
+    ),
+]
+Features = Annotated[bool, typer.Option("--features", help="Fit feature maps first (LoLCATs).")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of that, per layer.")]
 
 
 def calibrate(
-    text: Annotated[Path, typer.Option(help="Sample text, UTF-8, of the kind to be read later.")],
-    out: Annotated[Path, typer.Option(help="The gate file to write (safetensors).")],
+    text: Text,
+    out: Out,
     model: Model = NANO,
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the text to use.")] = 65_536,
-    window: Annotated[
-        int | None, typer.Option(min=2, help="n_local in tokens.  [default: the model's]")
+    tokens: Tokens = 65_536,
+    window: Window = None,
+    context: Context = None,
+    separator: Separator = None,
+    rule: Annotated[Rule, typer.Option(help="How memory is updated.")] = Rule.DELTA,
+    feature_map: Annotated[
+        FeatureMap | None, typer.Option(help="sigma.  [default: elu]", show_default=False)
     ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Tokens of full attention to come near to.  [default: 8 windows, as trained]"
-        ),
-    ] = None,
-    segments: Annotated[
-        bool, typer.Option("--segments", help="Windows are segments of a grid (Infini-attention).")
-    ] = False,
-    topk: Annotated[int, typer.Option(min=0, help=_SHAPE)] = 0,
-    max_blocks: Annotated[
-        int | None, typer.Option(min=1, help="Most blocks kept for look-ups; older ones are dropped.")
-    ] = None,
-    rule: Annotated[Rule, typer.Option(help="How memory is updated.")] = Rule.delta,
-    feature_map: Annotated[FeatureMap, typer.Option(help="sigma.")] = FeatureMap.elu,
-    features: Annotated[
-        bool, typer.Option("--features", help="Fit feature maps first: --feature-map learned.")
-    ] = False,
-    feature_steps: Annotated[int, typer.Option(min=1, help="Steps of that, per layer.")] = 400,
-    mix: Annotated[Mix, typer.Option(help="How memory joins attention.")] = Mix.gate,
+    features: Features = False,
+    feature_steps: Steps = 400,
+    mix: Annotated[Mix, typer.Option(help="How memory joins attention.")] = Mix.GATE,
+    set_: Set = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -87,32 +94,112 @@ def calibrate(
     The last fifth of the text is held out. Layers whose gates do not lower the model's loss on it
     stay closed, so that a gate file never makes it worse there.
     """
-    if features and feature_map is FeatureMap.dpfp:
-        raise ConfigError(
-            "--features fits the maps of --feature-map learned; dpfp has nothing to fit: leave out one "
-            "of the two"
-        )
-    compressive = {
-        "rule": rule.value,
-        "feature_map": FeatureMap.learned.value if features else feature_map.value,
-        "mix": mix.value,
-    }
-    _check_paths(text, out)
+    sigma = _feature_map(feature_map, features)
+    content = _content(text)
+    _check_out(out)
     engine = load_engine(model, device)
-    shape = {"topk": topk, "max_blocks": max_blocks, "segments": segments}
-    config = _settings(engine, window, shape, compressive)
+    from longmem.calibration import calibrate as find
+    from longmem.calibration.settings import settings
+    from longmem.gate_file import save_gates
+
+    how = {"rule": rule.value, "feature_map": sigma, "mix": mix.value}
+    changes = _changes(set_ or [], how)
+    config = settings(engine.config, engine.info.max_positions, window, changes)
+    assert config.compressive is not None
     context = context or min(engine.info.max_positions, 8 * config.n_local)
-    ids = _read(engine, text)[:tokens]
     screen = console()
     with _bars(screen) as watch:
-        from longmem.calibration import calibrate as find
-
         found = find(
-            engine.model, engine.info, config, ids,
+            engine.model, engine.info, config, _texts(engine, content, separator, tokens),
             context=context, feature_steps=feature_steps, watch=watch,
         )  # fmt: skip
-    _save(out, found, engine, config, text)
+    about = {"text": text.name, "held_out_loss": f"{found.kept.loss:.4f}"}
+    save_gates(out, found.gates, engine.model, config.compressive, **about)
+    show(screen, found, config, out)
     if as_json:
-        print(json.dumps({"model": model, "text": str(text), "gates": str(out), **found.figures()}))
-    else:
-        _show(screen, found, config, engine.config, out)
+        asked = {"model": model, "config": config.model_dump(mode="json"), "gates": str(out)}
+        print(json.dumps({**asked, **found.figures()}))
+
+
+def _feature_map(given: FeatureMap | None, features: bool) -> Any:
+    if features and given not in (None, FeatureMap.LEARNED):
+        raise ConfigError(
+            f"--features fits the maps of --feature-map learned, and {given} has nothing to fit: leave "
+            "out one of the two"
+        )
+    return FeatureMap.LEARNED.value if features else (given or FeatureMap.ELU).value
+
+
+def _content(text: Path) -> str:
+    try:
+        return text.read_text("utf-8")
+    except OSError as error:
+        raise InputError(
+            f"the text {text} cannot be read: {error.strerror}; check --text"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the text {text} is not UTF-8 ({error}); convert it first") from None
+
+
+def _check_out(out: Path) -> None:
+    """Before minutes of work, not after them."""
+    folder = out.parent
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder} to write {out.name} to; make it first")
+    if out.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{out} cannot be written; give another --out")
+
+
+def _changes(set_: list[str], how: dict[str, str]) -> dict[str, Any]:
+    """What `--set` asks for, and how the compressive memory works."""
+    from longmem.bench.methods import parse_changes
+
+    changes: dict[str, Any] = {"compressive": dict(how)}
+    for change in parse_changes(set_):
+        if change.path == ("compressive",) or change.path[0] == "n_local":
+            raise ConfigError(
+                f"--set {change.path[0]}: use --window, --rule, --feature-map or --mix"
+            )
+        if change.path[0] == "compressive":
+            changes["compressive"][".".join(change.path[1:])] = change.value
+        else:
+            changes[".".join(change.path)] = change.value
+    return changes
+
+
+def _texts(engine: Engine, content: str, separator: str | None, most: int) -> list[Tensor]:
+    """Each session's tokens ``[N]``; special tokens written in the text count as such."""
+    import torch
+
+    parts = [content]
+    if separator:
+        first, *rest = content.split(separator)
+        parts = [first, *(separator + part for part in rest)]
+    texts = []
+    for part in parts:
+        encoded = engine.tokenizer(part, add_special_tokens=False, verbose=False)
+        ids = torch.tensor(encoded["input_ids"][:most], dtype=torch.long)
+        most -= len(ids)
+        if len(ids):
+            texts.append(ids)
+    return texts
+
+
+@contextmanager
+def _bars(screen: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per stage, in tokens; the same stage again starts its bar anew."""
+    columns = (
+        TextColumn("{task.description:>16}"),
+        BarColumn(bar_width=36),
+        TextColumn("{task.completed:,.0f} tokens"),
+        TimeElapsedColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=screen) as progress:
+
+        def watch(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield watch

@@ -127,7 +127,7 @@ class BlockIndex:
         if self._form == "bounds":
             return torch.cat((raw.amax(1, keepdim=True), raw.amin(1, keepdim=True)), dim=2)
         if self._form == "means":
-            parts = raw.split(SUB_BLOCK, dim=1)
+            parts = raw.tensor_split(list(range(SUB_BLOCK, raw.shape[1], SUB_BLOCK)), dim=1)
             return torch.stack([part.mean(1) for part in parts], dim=1)
         if raw.shape[1] <= self._n_repr:
             return raw

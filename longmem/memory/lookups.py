@@ -43,7 +43,12 @@ class PassLookups:
         self._index = index
         self._group_bytes = group_bytes
         self._tile_bytes = tile_bytes
-        self.end()
+        self._alone: Tensor | None = None  # the query of a pass with one span: nothing to share
+        self._rows: list[Tensor | None] = []  # [H_kv, R, D'] of spans that are in no group yet
+        self._slices: dict[int, slice] = {}  # where the group's spans lie in _group
+        self._group = torch.empty(0)  # [H_kv, R, D'], rows of all spans of the group
+        self._folded: list[Tensor] = []  # each [H_kv, R, n]: blocks _first .. _seen, in order
+        self._first = self._seen = 0
 
     def begin(self, queries: Sequence[Tensor | None]) -> None:
         """A pass starts.
@@ -52,6 +57,9 @@ class PassLookups:
             queries: per span the far queries ``[H, T, D]`` of its voters; None where it has none.
         """
         self.end()
+        if len(queries) == 1:
+            self._alone = queries[0]
+            return
         spec, rows = self._index.spec, self._scorer.rows
         self._rows = [None if q is None else rows(q, spec.kv_heads) * spec.scaling for q in queries]
 
@@ -61,6 +69,8 @@ class PassLookups:
         To be called in order of i. Between `begin` and the last call the index may only grow, and
         drop old blocks.
         """
+        if self._alone is not None:
+            return self._scorer.score(self._alone, self._index.rows)
         if i not in self._slices:
             self._begin_group(i)
         self._fold_new_blocks()
@@ -72,11 +82,9 @@ class PassLookups:
 
     def end(self) -> None:
         """Let go of all buffers."""
-        self._rows: list[Tensor | None] = []
-        self._slices: dict[int, slice] = {}  # of the group's spans, in _group
-        self._group = torch.empty(0)  # [H_kv, R, D'], rows of all spans of the group
-        self._folded: list[Tensor] = []  # each [H_kv, R, n]: blocks _first .. _seen in order
-        self._first = self._seen = 0
+        self._alone = None
+        self._rows, self._slices, self._folded = [], {}, []
+        self._group = torch.empty(0)
 
     def _begin_group(self, i: int) -> None:
         """Take span i and as many after it as the budget allows."""

@@ -50,7 +50,9 @@ def costs_of(engine: Engine, memory: SessionMemory) -> LookupCosts:
         attended = initial + fetched + len(layer.local)
         recycled = attended if most is None else min(most, attended)
         step += recycled * per_token
-        look_up += (attended - recycled + fetched) * per_token + _scored(layer, memory)
+        look_up += (attended - recycled) * per_token
+        if memory.config.lookup != "all":  # there, blocks once fetched stay
+            look_up += fetched * per_token + _scored(layer)
     return LookupCosts(step, look_up)
 
 
@@ -71,7 +73,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def _fetched(layer: FullLayer, memory: SessionMemory) -> int:
-    """Most tokens of blocks that a look-up places into a layer's working set."""
+    """Most tokens of blocks that a look-up lets a layer attend to."""
     config, edges = memory.config, memory.table.edges
     if layer.closed <= layer.first or not attends_blocks(layer.spec, config):
         return 0
@@ -82,8 +84,6 @@ def _fetched(layer: FullLayer, memory: SessionMemory) -> int:
     return min(most * config.block_size, closed)
 
 
-def _scored(layer: FullLayer, memory: SessionMemory) -> int:
+def _scored(layer: FullLayer) -> int:
     """Bytes of index rows that a layer scores in a look-up."""
-    config = memory.config
-    looks_up = layer.indexed and config.topk and config.lookup != "all"
-    return layer.lookup.row_bytes if looks_up else 0
+    return layer.lookup.row_bytes if layer.indexed else 0

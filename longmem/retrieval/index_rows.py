@@ -57,10 +57,22 @@ class IndexRows:
             first = stop
 
     def sum_by_block(self, values: Tensor) -> Tensor:
-        """``[H_kv, R, N]``: the sum of values ``[H_kv, R, M]`` float32 over each block's rows."""
-        if values.stride(2) == 1:  # few queries: all heads side by side, summed in one go
-            return self._bags(_by_row(values)).T.reshape(*values.shape[:2], -1)
-        return torch.stack([self._bags(head) for head in values.mT.contiguous()]).mT
+        """``[H_kv, R, N]``: the sum of values ``[H_kv, R, M]`` float32 over each block's rows.
+
+        Which of torch's sums over ragged runs is fastest depends on what lies next to each other:
+        the rows of one query, or, where many queries were multiplied at once, the queries of a row.
+        """
+        offsets = (self.starts - self.starts[0]).to(values.device)
+        if values.stride(2) == 1:
+            each = values.flatten(0, 1)  # [H_kv * R, M]
+            sums = [torch.segment_reduce(x, "sum", offsets=offsets, axis=0) for x in each]
+            return torch.stack(sums).view(*values.shape[:2], -1)
+        rows = torch.arange(values.shape[2], device=values.device)
+        bags = [  # a block is a bag of embeddings
+            functional.embedding_bag(rows, head, offsets, mode="sum", include_last_offset=True)
+            for head in values.mT.contiguous()
+        ]
+        return torch.stack(bags).mT
 
     def mean_by_block(self, values: Tensor) -> Tensor:
         """``[H_kv, R, N]``: the mean of values ``[H_kv, R, M]`` float32 over each block's rows."""
@@ -68,17 +80,6 @@ class IndexRows:
 
     def max_by_block(self, values: Tensor) -> Tensor:
         """``[H_kv, R, N]``: the largest of values ``[H_kv, R, M]`` float32 of each block's rows."""
-        best = torch.segment_reduce(_by_row(values), "max", lengths=self.counts, axis=0)
+        by_row = values.permute(2, 0, 1).reshape(values.shape[2], -1)  # [M, H_kv * R]
+        best = torch.segment_reduce(by_row, "max", lengths=self.counts, axis=0)
         return best.T.reshape(*values.shape[:2], -1)
-
-    def _bags(self, values: Tensor) -> Tensor:
-        """``[N, C]``: values ``[M, C]`` summed per block. To torch a block is a bag of embeddings,
-        which is the fastest sum over ragged runs of rows it has on a CPU."""
-        offsets = (self.starts - self.starts[0]).to(values.device)
-        rows = torch.arange(values.shape[0], device=values.device)
-        return functional.embedding_bag(rows, values, offsets, mode="sum", include_last_offset=True)
-
-
-def _by_row(values: Tensor) -> Tensor:
-    """``[H_kv, R, M]`` -> ``[M, H_kv * R]``, contiguous."""
-    return values.permute(2, 0, 1).reshape(values.shape[2], -1).contiguous()

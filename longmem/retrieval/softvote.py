@@ -49,6 +49,11 @@ class SoftVote(BlockScorer):
         """As `BlockScorer.tally`: softmax over blocks, summed over heads and queries."""
         return torch.softmax(folded, dim=-1).sum(1)
 
+    def reduce(self, logits: Tensor, blocks: IndexRows) -> Tensor:
+        """As `BlockScorer.reduce`, in the order of the definition: one look-up alone is faster so."""
+        votes = torch.softmax(logits, dim=-1).sum(1, keepdim=True)
+        return blocks.sum_by_block(votes)[:, 0]
+
     def shares(self, scores: Tensor) -> Tensor:
         """As `BlockScorer.shares`."""
         return scores / scores.sum()

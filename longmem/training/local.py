@@ -55,14 +55,15 @@ def _by_segment(x: Tensor, size: int) -> Tensor:
     missing = -x.shape[2] % size
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
-    return x.unflatten(2, (-1, size)).transpose(1, 2)
+    batch, heads, length, dim = x.shape
+    return x.reshape(batch, heads, length // size, size, dim).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     *batch, heads, size, dim = q.shape
     kv_heads = k.shape[-3]
     q = (q * call.scaling).reshape(*batch, kv_heads, -1, dim)  # the heads of a group as rows
-    logits = (q @ k.mT).unflatten(-2, (-1, size)).float()  # [..., H_kv, G, S, S]
+    logits = (q @ k.mT).reshape(*batch, kv_heads, -1, size, size).float()  # [..., H_kv, G, S, S]
     if call.softcap is not None:
         logits = call.softcap * torch.tanh(logits / call.softcap)
     future = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)

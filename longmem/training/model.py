@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longmem.attention import _routing as route
+from longmem.attention import route
 from longmem.attention import attach
 from longmem.errors import ConfigError, UnsupportedModelError
 from longmem.ops.compressive import FeatureMap, Rule, get_feature_map

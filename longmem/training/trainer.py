@@ -21,7 +21,7 @@ class StepReport:
     Args:
         loss: mean cross-entropy per unit of weight, in nats.
         right: share of the targets of weight > 0 that had the highest logit, by weight.
-        gradient: norm of the gradient before clipping.
+        gradient: norm of the gradient before clipping. If it is not finite, nothing was changed.
         gates: how far the gates are open.
     """
 
@@ -110,7 +110,8 @@ class Trainer:
 
     def _update(self, loss: float, right: float) -> StepReport:
         norm = torch.nn.utils.clip_grad_norm_(self.recurrent.parameters(), self.clip)
-        self.optimizer.step()
+        if bool(norm.isfinite()):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepReport(loss, right, float(norm), GateReport.of(self.recurrent.gate))
 

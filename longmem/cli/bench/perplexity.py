@@ -43,7 +43,7 @@ def perplexity(
     """
     engine = load_engine(model, device)
     from longmem.bench.methods import methods, parse_changes
-    from longmem.bench.perplexity import difference, measure, read_text
+    from longmem.bench.perplexity import measure, read_text
 
     compared = methods(engine.config, names(presets), parse_changes(changes or []))
     ids = read_text(engine, file.read_text("utf-8"), tokens)
@@ -53,23 +53,25 @@ def perplexity(
     base = next(iter(scores.values()))
     screen().print(_table(scores, base, first))
     if as_json or out is not None:
-        rows = []
-        for name, score in scores.items():
-            apart = difference(score, base)
-            rows.append(
-                {
-                    "preset": name,
-                    "nats_per_token": score.nats_per_token,
-                    "perplexity": score.perplexity,
-                    "scored": len(score.nats),
-                    "difference": apart.nats,
-                    "difference_margin": apart.margin,
-                    "seconds": round(score.seconds, 2),
-                }
-            )
+        rows = [_row(name, score, base) for name, score in scores.items()]
         settings = {m.name: m.config.model_dump(mode="json") for m in compared}
         about = {"model": model, "tokens": tokens, "from": first, "span": size}
         write_json({**about, "settings": settings, "rows": rows}, out, as_json)
+
+
+def _row(name: str, score: TextScore, base: TextScore) -> dict[str, object]:
+    from longmem.bench.perplexity import difference
+
+    apart = difference(score, base)
+    return {
+        "preset": name,
+        "nats_per_token": score.nats_per_token,
+        "perplexity": score.perplexity,
+        "scored": len(score.nats),
+        "difference": apart.nats,
+        "difference_margin": apart.margin,
+        "seconds": round(score.seconds, 2),
+    }
 
 
 def _table(scores: dict[str, TextScore], base: TextScore, first: int) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from longmem.cli.bench.options import Changes, FirstSeed, Out
 from longmem.cli.bench.output import Bar, write_json
 from longmem.cli.bench.table import percent
 from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
+
+if TYPE_CHECKING:
+    from longmem.bench.recycled import RecycledRun
 
 
 def recycled(
@@ -43,28 +46,28 @@ def recycled(
         run = measure(
             engine, policy.config, get_task(task), tokens, replies, first_seed, reply_tokens, bar
         )
-    figures = run.figures()
-    recall = {name: figures[f"recall_{name}"] for name in ("reference", "policy")}
-    steps = figures["steps"]
-    typer.echo(f"replies                {figures['replies']}, {steps} tokens")
-    typer.echo(f"top-1 agreement        {percent(run.agreement)}")
-    typer.echo(f"recall, every step     {recall['reference']:.1%}")
-    typer.echo(
-        f"recall, policy         {recall['policy']:.1%}  (only it: {figures['only_policy_right']}, "
-        f"only every step: {figures['only_reference_right']}, p = {figures['p']:.3g})"
-    )
-    typer.echo(
-        f"look-ups               {figures['refreshes_policy']} instead of "
-        f"{figures['refreshes_reference']}"
-    )
-    typer.echo(
-        f"ms/token               {figures['ms_per_token_policy']:.2f} instead of "
-        f"{figures['ms_per_token_reference']:.2f}, ratio {figures['time_ratio'] or 1:.3f}"
-    )
+    for line in _lines(run):
+        typer.echo(line)
     if as_json or out is not None:
         settings = {
             "policy": policy.config.model_dump(mode="json"),
             "reference": every_step(policy.config).model_dump(mode="json"),
         }
         about = {"model": model, "task": task, "tokens": tokens, "settings": settings}
-        write_json({**about, **figures}, out, as_json)
+        write_json({**about, **run.figures()}, out, as_json)
+
+
+def _lines(run: RecycledRun) -> list[str]:
+    found: dict[str, Any] = run.figures()
+    pairs = run.pairs
+    return [
+        f"replies             {found['replies']}, {found['steps']} tokens",
+        f"top-1 agreement     {percent(run.agreement)}",
+        f"recall, every step  {found['recall_reference']:.1%}",
+        f"recall, policy      {found['recall_policy']:.1%}  (right only here: {pairs.only_second}, "
+        f"only at every step: {pairs.only_first}, p = {pairs.p:.3g})",
+        f"look-ups            {found['refreshes_policy']} instead of "
+        f"{found['refreshes_reference']}",
+        f"ms/token            {found['ms_per_token_policy']:.2f} instead of "
+        f"{found['ms_per_token_reference']:.2f}",
+    ]

@@ -133,4 +133,4 @@ def _by_chunk(x: Tensor, chunk: int, n_chunks: int) -> Tensor:
     missing = n_chunks * chunk - x.shape[-2]
     if missing:
         x = torch.nn.functional.pad(x, (0, 0, 0, missing))
-    return x.unflatten(-2, (n_chunks, chunk)).movedim(-3, 0)
+    return x.reshape(*x.shape[:-2], n_chunks, chunk, x.shape[-1]).movedim(-3, 0)

@@ -63,7 +63,7 @@ def update_naive(
             key, value = k[h, t].float(), v[h, t].float()
             mass, new = key @ old_z, 1.0
             if rule != "linear":
-                value = value - key @ old_M / max(mass, EPS)
+                value = value - key @ old_M / mass.clamp(min=EPS)
             if rule == "delta":
                 new = max(0.0, 1 - float(mass) / max(float(key @ key), EPS))
             M[h] += key[:, None] * value
