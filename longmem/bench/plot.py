@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longmem.bench.exam import Answer
-from longmem.bench.figures import DEPTH_BINS
 from longmem.bench.recall import Cell, Plan, RecallRun
 from longmem.bench.reference import Reference
 from longmem.bench.wilson import Share
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette, which the colour-blind can tell apart; markers differ as well."""
 _MARKERS = "osD^vP*X"
+_BINS = 10
 _DODGE = 0.008
 """Lines that lie on each other are moved apart by so much of the axis."""
 
@@ -77,17 +77,15 @@ def _over_length(
 
 
 def _over_depth(panel: Axes, cells: list[Cell], names: list[str]) -> None:
-    """All lengths together, in tenths of the history; ticks stand at the middle of each."""
+    """All lengths together, in tenths of the history, or fifths where questions are few."""
+    per_memory = sum(len(cell.answers) for cell in cells) / len(names)
+    count = _BINS if per_memory >= 10 * _BINS else _BINS // 2
     for i, name in enumerate(names):
-        bins: list[list[Answer]] = [[] for _ in range(DEPTH_BINS)]
-        for cell in cells:
-            if cell.method == name:
-                for answer in cell.answers:
-                    bins[min(int(answer.question.depth * DEPTH_BINS), DEPTH_BINS - 1)].append(
-                        answer
-                    )
+        bins: list[list[Answer]] = [[] for _ in range(count)]
+        for answer in (a for cell in cells if cell.method == name for a in cell.answers):
+            bins[min(int(answer.question.depth * count), count - 1)].append(answer)
         full = [b for b, answers in enumerate(bins) if answers]
-        at = [(b + 0.5) / DEPTH_BINS + _DODGE * (i - len(names) / 2) for b in full]
+        at = [(b + 0.5) / count + _DODGE * (i - len(names) / 2) for b in full]
         shares = [Share(sum(a.score for a in bins[b]), len(bins[b])) for b in full]
         _line(panel, i, name, at, shares)
     panel.set_xlim(0, 1)
@@ -96,14 +94,16 @@ def _over_depth(panel: Axes, cells: list[Cell], names: list[str]) -> None:
 
 
 def _line(panel: Axes, i: int, name: str, at: list[float], shares: list[Share]) -> None:
-    values = [share.value for share in shares]
     below = [max(0.0, s.value - s.interval[0]) for s in shares]
     above = [max(0.0, s.interval[1] - s.value) for s in shares]
-    panel.errorbar(
-        at, values, yerr=[below, above], label=name, color=_COLOURS[i % len(_COLOURS)],
-        marker=_MARKERS[i % len(_MARKERS)], ls=("-", "--", "-.")[i // len(_COLOURS) % 3],
-        markersize=6, linewidth=1.8, elinewidth=0.9, capsize=2, alpha=0.9,
+    drawn = panel.errorbar(
+        at, [share.value for share in shares], yerr=[below, above], label=name,
+        color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)],
+        ls=("-", "--", "-.")[i // len(_COLOURS) % 3],
+        markersize=6, linewidth=1.8, elinewidth=1.0, capsize=2,
     )  # fmt: skip
+    for part in (*drawn[1], *drawn[2]):
+        part.set_alpha(0.4)  # intervals lie behind the lines
 
 
 def _frame(panel: Axes, label: str) -> None:

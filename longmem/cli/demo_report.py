@@ -15,8 +15,7 @@ from rich.text import Text
 from longmem.cli.common import NANO, readable_bytes
 
 if TYPE_CHECKING:
-    from longmem.bench.demo import Asked, DayOne, DayTwo
-    from longmem.bench.recall import Answer
+    from longmem.bench.demo import Answer, Asked, DayOne, DayTwo
     from longmem.bench.wilson import Share
 
 _WIDTH = 96

@@ -15,7 +15,7 @@ def decode(
     history: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, help="Tokens of history; give it twice or more.  [default: 10000 200000]"
+            min=1, help="Tokens of history; give it twice or more.", show_default="10000 200000"
         ),
     ] = None,
     model: Model = NANO,

@@ -23,11 +23,11 @@ def perplexity(
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of it that are read.")] = 20_000,
     scored_from: Annotated[
         int | None,
-        typer.Option("--from", min=1, help="First token scored.  [default: n_local]"),
+        typer.Option("--from", min=1, help="First token scored.", show_default="n_local"),
     ] = None,
     span: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens under one choice of blocks.  [default: lookup_span]"),
+        typer.Option(min=1, help="Tokens under one choice of blocks.", show_default="lookup_span"),
     ] = None,
     presets: Presets = "streaming-llm,longmem",
     changes: Changes = None,

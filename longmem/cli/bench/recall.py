@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", help="Names with commas, or all; may be repeated.  [default: conversation]"
+        "--task",
+        help="Names with commas, or all; may be repeated.",
+        show_default="conversation",
     ),
 ]
 Lengths = Annotated[
     list[str] | None,
     typer.Option(
-        "--tokens", help="Tokens per prompt, with commas; may be repeated.  [default: 20000]"
+        "--tokens",
+        help="Tokens per prompt, with commas; may be repeated.",
+        show_default="20000",
     ),
 ]
 Vary = Annotated[
@@ -67,8 +71,8 @@ def recall(
     presets: Annotated[
         str | None,
         typer.Option(
-            help="Memories to compare, with commas.  [default: longmem,streaming-llm; with --vary "
-            "longmem]"
+            help="Memories to compare, with commas; see longmem.presets.",
+            show_default="longmem,streaming-llm; with --vary longmem",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 10,

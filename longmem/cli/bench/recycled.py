@@ -60,11 +60,15 @@ def recycled(
 def _lines(run: RecycledRun) -> list[str]:
     found: dict[str, Any] = run.figures()
     pairs = run.pairs
+    reference, policy = (
+        run.recall([t.reference for t in run.trials]),
+        run.recall([t.policy for t in run.trials]),
+    )
     return [
         f"replies             {found['replies']}, {found['steps']} tokens",
         f"top-1 agreement     {percent(run.agreement)}",
-        f"recall, every step  {found['recall_reference']:.1%}",
-        f"recall, policy      {found['recall_policy']:.1%}  (right only here: {pairs.only_second}, "
+        f"recall, every step  {percent(reference)}",
+        f"recall, policy      {percent(policy)}  (right only here: {pairs.only_second}, "
         f"only at every step: {pairs.only_first}, p = {pairs.p:.3g})",
         f"look-ups            {found['refreshes_policy']} instead of "
         f"{found['refreshes_reference']}",
