@@ -34,6 +34,8 @@ from longmem.bench.machine import machine
 from longmem.training import SegmentRecurrent, export
 
 SEGMENT = 64
+BATCH_TOKENS = 4096
+FEATURE_MAP, SHARPNESS, GATE_START = "learned", 2.0, -1.0
 MOST_REPEATS = {"linear": 16_384, "delta": 256}
 """Times a filler segment may count as read: 16,384 segments are a million tokens. Under the delta rule
 each time is computed, and what repeats is soon known."""
@@ -53,16 +55,16 @@ def finetune(args: argparse.Namespace) -> None:
     """Fine-tuning on the pass-key task, from the pre-trained checkpoint."""
     folder, text, steps = args.work / args.rule, PassKeyText(_encode()), args.steps or 400
     recurrent = _model(args.rule)
-    load_weights(recurrent, args.work / "pretrained" / "checkpoint.pt")
+    if (args.work / "pretrained").exists():
+        load_weights(recurrent, args.work / "pretrained" / "checkpoint.pt")
     run = Run(folder, recurrent, Rates(), steps)
 
     def draw(step: int) -> Batch:
-        """Half as long and twice as many in the first half of the run, in which the stream that one
-        segment stands for grows to its full length."""
-        most = round(MOST_REPEATS[args.rule] ** min(1.0, 2 * step / steps))
-        short = 2 if step < steps // 2 else 1
-        rows, tokens = args.rows * short, args.tokens // short
-        return draw_batch(text, random.Random(step), rows, tokens, SEGMENT, most)
+        """Texts grow from 4 segments to 16, and then the stream that one segment stands for."""
+        done = step / steps
+        tokens = args.tokens // (4 if done < 0.4 else 2 if done < 0.7 else 1)
+        most = round(MOST_REPEATS[args.rule] ** min(1.0, max(0.0, done - 0.4) / 0.4))
+        return draw_batch(text, random.Random(step), BATCH_TOKENS // tokens, tokens, SEGMENT, most)
 
     run.train(draw)
     print(export(recurrent, folder / "model", AutoTokenizer.from_pretrained(nano.path())))
@@ -92,7 +94,12 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _model(rule: str) -> SegmentRecurrent:
     model = AutoModelForCausalLM.from_pretrained(nano.path(), dtype=torch.float32)
-    return SegmentRecurrent(model, segment=SEGMENT, rule=rule)
+    recurrent = SegmentRecurrent(
+        model, segment=SEGMENT, rule=rule, feature_map=FEATURE_MAP, gate_start=GATE_START
+    )
+    for weight in recurrent.feature_weights:
+        weight.data.mul_(SHARPNESS)
+    return recurrent
 
 
 def _encode() -> Callable[[str], list[int]]:

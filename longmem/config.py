@@ -92,11 +92,11 @@ class MemoryConfig(BaseModel):
     recycling: str = "fixed"
     """Name of the policy that decides when a reply looks blocks up again; see `longmem.recycling`."""
     stride: PositiveInt = 8
-    """Decode steps under one look-up, or between two checks; 1 refreshes at every token. Recycled Attention."""
+    """Decode steps under one look-up, or between two checks; 1 refreshes at each. Recycled Attention."""
     similarity: Annotated[float, Field(ge=-1, le=1)] = 0.8
     """Cosine of a layer's mean query to that of its last look-up below which "dynamic" refreshes it."""
     lookup_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Share of the bytes a reply moves that "budget" lets look-ups have."""
+    """Share of the bytes a reply moves that "budget" lets look-ups have; it has no use for `stride`."""
     topk_tokens: PositiveInt | None = None
     """Tokens per KV head that recycled steps attend to, in tokens; None: the whole working set. Recycled
     Attention."""

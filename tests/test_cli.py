@@ -235,7 +235,6 @@ def test_recall_is_measured_with_its_interval(longmem: Command) -> None:
     assert "streaming-llm" in done.out
 
 
-
 def test_the_time_per_token_is_measured(longmem: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longmem.bench.decode.REPLY_TOKENS", 2)
     done = longmem("bench", "decode", "--history", "300", "--history", "600", "--json")

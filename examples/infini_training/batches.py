@@ -44,7 +44,8 @@ def draw_batch(
     form = rng.choice((text.plain, text.chat))
     length = tokens - rng.randrange(segment)
     end = len(form.asking) + KEY_TOKENS + len(form.closing)
-    repeated = rng.randrange(1, (length + 1 - end) // segment)
+    times = round(most_repeats ** rng.random()) if rng.random() < 0.5 else 1
+    repeated = rng.randrange(1, (length + 1 - end) // segment) if times > 1 else -1
     drawn = []
     for _ in range(rows):
         key = text.key(rng)
@@ -57,7 +58,6 @@ def draw_batch(
     weights[:, rng.sample(range(length - end), OTHERS)] = OTHER
     weights[:, length - len(form.closing) - KEY_TOKENS - 8 :] = ANSWER
     weights[:, length - len(form.closing) - KEY_TOKENS : length - len(form.closing)] = 1
-    times = round(most_repeats ** rng.random()) if rng.random() < 0.5 else 1
     return Batch(torch.tensor(drawn), weights, {repeated: times} if times > 1 else {})
 
 

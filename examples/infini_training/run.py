@@ -23,14 +23,14 @@ class Rates:
 
     Args:
         model: of all weights but these:
-        norms: of the norms of queries and keys, whose scale decides how fast the features of a
-            token that does not matter vanish.
+        features: of the feature maps and the norms of queries and keys, whose scale decides how fast
+            the features of a token that does not matter vanish.
         gates: of the gates.
     """
 
-    model: float = 1e-3
-    norms: float = 1e-2
-    gates: float = 1e-2
+    model: float = 5e-4
+    features: float = 5e-3
+    gates: float = 2e-2
 
 
 class Run:
@@ -114,11 +114,12 @@ def load_weights(recurrent: SegmentRecurrent, checkpoint: Path) -> None:
 def _optimizer(recurrent: SegmentRecurrent, rates: Rates) -> torch.optim.Optimizer:
     groups = recurrent.parameter_groups(rates.model, rates.gates)
     named = recurrent.named_parameters()
-    norms = [p for name, p in named if name.endswith(("q_norm.weight", "k_norm.weight"))]
-    taken = {id(p) for p in norms}
+    features = [p for name, p in named if name.endswith(("q_norm.weight", "k_norm.weight"))]
+    features += list(recurrent.feature_weights)
+    taken = {id(p) for p in features}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in taken]
-    groups.append({"params": norms, "lr": rates.norms, "weight_decay": 0.0})
+    groups.append({"params": features, "lr": rates.features, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 

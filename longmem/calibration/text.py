@@ -46,9 +46,9 @@ def contexts(texts: Sequence[Tensor], context: int) -> Iterator[tuple[int, Tenso
     """Each text in pieces of at most `context` tokens, with the tokens before the piece."""
     done = 0
     for text in texts:
-        for piece in text.split(context):
-            yield done, piece
-            done += len(piece)
+        for start in range(0, len(text), context):
+            yield done + start, text[start : start + context]
+        done += len(text)
 
 
 def check_context(config: MemoryConfig, texts: Sequence[Tensor], context: int) -> None:

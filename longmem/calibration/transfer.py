@@ -58,9 +58,7 @@ class TransferLayer(WholeLayer):
         at = torch.arange(n_keys - n_new, n_keys)
         useful = at[self._near_from(at) > 0]
         self._due += self._steps_per_token * n_new
-        if len(useful) == 0:
-            return out
-        while self._due >= 1:
+        while self._due >= 1 and len(useful):
             self._due -= 1
             drawn = torch.randperm(len(useful), generator=self._dice)[: self._queries]
             self._step(part, useful[drawn].to(self.spec.device), n_keys - n_new, call)
@@ -81,14 +79,12 @@ class TransferLayer(WholeLayer):
         with torch.enable_grad():
             features = Learned(self.weight)
             weights = _by_kv_head(features(part.q[:, rows]), k.shape[0]) @ features(k).mT
-            weights = weights.unflatten(1, (-1, len(at))) * far  # [H_kv, G, n, L]
-            value = (
-                weights.flatten(1, 2) @ v / weights.flatten(1, 2).sum(-1, keepdim=True).clamp(EPS)
-            )
+            weights = (_by_query(weights, len(at)) * far).flatten(1, 2)  # [H_kv, G * n, L]
+            value = weights @ v / weights.sum(-1, keepdim=True).clamp(min=EPS)
             loss = ((value - target) * share).square().sum()
             loss = loss / (target * share).square().sum().clamp(min=EPS)
             self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation for it
         self._optimizer.step()
 
     def _target(
@@ -100,9 +96,9 @@ class TransferLayer(WholeLayer):
         logits = _by_kv_head(q.float() * call.scaling, rot.shape[0]) @ rot.mT
         if call.softcap is not None:
             logits = call.softcap * torch.tanh(logits / call.softcap)
-        logits = logits.unflatten(1, (-1, len(at)))  # [H_kv, G, n, L]
         future = torch.arange(rot.shape[1], device=at.device) > at[:, None]
-        weights = torch.softmax(logits.masked_fill(future, -torch.inf), -1) * far
+        logits = _by_query(logits, len(at)).masked_fill(future, -torch.inf)
+        weights = torch.softmax(logits, -1) * far
         weights = weights.flatten(1, 2)
         share = weights.sum(-1, keepdim=True)
         return weights @ v / share.clamp(min=EPS), share
@@ -111,3 +107,8 @@ class TransferLayer(WholeLayer):
 def _by_kv_head(x: Tensor, kv_heads: int) -> Tensor:
     """``[H, n, D]`` -> ``[H_kv, G * n, D]``."""
     return x.reshape(kv_heads, -1, x.shape[-1])
+
+
+def _by_query(x: Tensor, n: int) -> Tensor:
+    """``[H_kv, G * n, L]`` -> ``[H_kv, G, n, L]``."""
+    return x.view(x.shape[0], -1, n, x.shape[-1])

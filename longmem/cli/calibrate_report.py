@@ -31,6 +31,7 @@ def show(screen: Console, found: Calibration, config: MemoryConfig, out: Path) -
     screen.print(table)
     screen.print(_verdict(found))
     screen.print(f"\nWrote {out}. Use it with\n")
+    screen.print("from longmem.config import Compressive, MemoryConfig")
     screen.print(snippet(config, out), soft_wrap=True)
 
 

@@ -71,8 +71,6 @@ class LayerMemory(ABC):
     """K/V of one layer; subclasses differ in what they keep beyond the window."""
 
     compressive: CompressiveMemory | None = None
-    folded: tuple[int, int] = (0, 0)
-    """Absolute positions (start, stop) of the tokens the compressive memory was given."""
 
     def __init__(self, spec: LayerSpec, n_local: int) -> None:
         self.spec = spec
@@ -109,6 +107,11 @@ class LayerMemory(ABC):
             )
             start += n
         return out
+
+    @property
+    def folded(self) -> tuple[int, int]:
+        """Absolute positions (start, stop) of the tokens the compressive memory was given."""
+        return 0, 0
 
     def _begin(self, whole: Part, reading: Reading) -> Sequence[int]:
         """A pass begins; gives the lengths of the pieces it is read in: its look-up spans."""

@@ -48,6 +48,11 @@ class Lookup:
         """Bytes allocated."""
         return self.index.bytes + (self._scored.bytes if self.derived else 0)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the rows that one look-up scores; the same after a resume."""
+        return self._scored.rows.keys.nbytes
+
     def add(self, raw: Tensor, mass: Tensor) -> None:
         """A block closed: its raw keys ``[H_kv, n, D]`` and what they received ``[H_kv, n]``."""
         self.index.add(raw, mass)

@@ -176,14 +176,22 @@ class RecycledSet:
         if self._k.shape[1] < n + 1:
             self._allocate(n)
         self._lo, self._hi, self._first = 0, n, local.first
-        local_k = (local.raw[:, :pending], local.rot[:, pending:n_local])
-        self._k[:, :n] = _rows((last.far_k, *local_k), index)
-        self._v[:, :n] = _rows((last.far_v, local.v[:, :n_local]), index)
+        beyond, window = slice(0, pending), slice(pending, n_local)
+        self._take(index, last.far_k, last.far_v)
+        self._take(index - n_far, local.raw[:, beyond], local.v[:, beyond])
+        self._take(index - n_far - pending, local.rot[:, window], local.v[:, window])
         self._far[:, :n] = index < n_far + pending
         self._at[:, :n] = (index - n_far).clamp_(min=_FAR)
         self._ragged = last.far_length is not None
         if self._ragged:
             self._at[:, :n].masked_fill_(scores.gather(1, index).isneginf(), _EMPTY)
+
+    def _take(self, index: Tensor, k: Tensor, v: Tensor) -> None:
+        """Fill the places whose `index` ``[H_kv, n]`` is a row of keys and values ``[H_kv, N, D]``."""
+        head, place = ((index >= 0) & (index < k.shape[1])).nonzero(as_tuple=True)
+        row = index[head, place]
+        self._k[head, place] = k[head, row]
+        self._v[head, place] = v[head, row]
 
     def _scores(self, last: _Refresh) -> Tensor:
         """``[H_kv, F + L]``; places that hold no token are below all others."""
@@ -215,19 +223,3 @@ class RecycledSet:
         self._v = torch.zeros_like(self._k)
         self._far = torch.zeros(shape, dtype=torch.bool, device=spec.device)
         self._at = torch.zeros(shape, dtype=torch.int64, device=spec.device)
-
-
-def _rows(parts: tuple[Tensor, ...], index: Tensor) -> Tensor:
-    """Rows ``[H_kv, n, D]`` by `index` ``[H_kv, n]`` into parts ``[H_kv, N_i, D]`` laid end to end,
-    without laying them so."""
-    heads = torch.arange(index.shape[0], device=index.device)[:, None]
-    start, rows = 0, None
-    for part in parts:
-        n = part.shape[1]
-        if not n:
-            continue
-        found = part[heads, (index - start).clamp_(0, n - 1)]  # on the CPU far faster than gather
-        rows = found if rows is None else torch.where((index >= start)[..., None], found, rows)
-        start += n
-    assert rows is not None
-    return rows

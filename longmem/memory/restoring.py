@@ -28,13 +28,13 @@ def restore_layers(
     and so are indices of a form that is not stored.
     """
     full = [layer for layer in layers if isinstance(layer, FullLayer)]
-    for layer, closed in zip(full, state["closed"].tolist(), strict=True):
-        i = layer.spec.index
-        layer.restore(closed, blocks.get(f"representatives.{i}"), blocks.get(f"counts.{i}"))
+    for each, closed in zip(full, state["closed"].tolist(), strict=True):
+        i = each.spec.index
+        each.restore(closed, blocks.get(f"representatives.{i}"), blocks.get(f"counts.{i}"))
         if closed >= 0:
-            layer.working_set.set_initial(*_rows(read_rows, layer.spec, 0, layer.table.n_init))
-        if layer.indexed and layer.lookup.derived:
-            _index_again(layer, read_rows)
+            each.working_set.set_initial(*_rows(read_rows, each.spec, 0, each.table.n_init))
+        if each.indexed and each.lookup.derived:
+            _index_again(each, read_rows)
     for layer in layers:
         i = layer.spec.index
         first, offset, capacity = state[f"place.{i}"].tolist()

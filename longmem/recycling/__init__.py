@@ -18,7 +18,6 @@ __all__ = [
     "QuerySimilarity",
     "RefreshPolicy",
     "ReplyLookups",
-    "check_policy",
     "costs_of",
     "get_policy",
     "register",
@@ -50,15 +49,6 @@ def get_policy(name: str) -> MakePolicy:
             f"no refresh policy is called {name!r}; choose one of {known}, or register yours with "
             "longmem.recycling.register"
         ) from None
-
-
-def check_policy(name: str) -> None:
-    """Refuse a name that no policy has.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    get_policy(name)
 
 
 register("fixed", FixedStride)

@@ -9,8 +9,8 @@ from longmem.recycling.costs import Costs
 
 
 class FixedStride:
-    """All layers look up at steps 0, S, 2 S ... of a reply (Recycled Attention, arXiv 2411.05787,
-    section 3: "a fixed schedule").
+    """All layers look up at steps 0, S, 2 S ... of a reply (Recycled Attention, arXiv
+    2411.05787).
 
     Args:
         config: its `stride` S, in decode steps, default 8; 1 looks up at every step.

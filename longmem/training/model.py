@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longmem.attention import route
-from longmem.attention import attach
+from longmem.attention import attach, route
 from longmem.errors import ConfigError, UnsupportedModelError
 from longmem.ops.compressive import FeatureMap, Rule, get_feature_map
 from longmem.training.router import SegmentRouter
