@@ -24,9 +24,10 @@ from pathlib import Path
 import torch
 from infini_training.batches import Batch, draw_batch
 from infini_training.dialogues import draw_dialogues
-from infini_training.evaluate import Examiner
+from infini_training.evaluate import Cell, Examiner
 from infini_training.passkey import PassKeyText
 from infini_training.run import Rates, Run, load_weights
+from infini_training.through_engine import ask, difference, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longmem import nano
@@ -36,7 +37,7 @@ from longmem.training import SegmentRecurrent, export
 SEGMENT = 64
 BATCH_TOKENS = 4096
 FEATURE_MAP, SHARPNESS, GATE_START = "learned", 2.0, -1.0
-MOST_REPEATS = {"linear": 16_384, "delta": 256}
+MOST_REPEATS = {"linear": 16_384, "delta": 8}
 """Times a filler segment may count as read: 16,384 segments are a million tokens. Under the delta rule
 each time is computed, and what repeats is soon known."""
 DEPTHS = ("start", "middle", "end")
@@ -53,7 +54,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Fine-tuning on the pass-key task, from the pre-trained checkpoint."""
-    folder, text, steps = args.work / args.rule, PassKeyText(_encode()), args.steps or 400
+    folder, text, steps = args.work / args.rule, PassKeyText(_encode()), args.steps or 550
     recurrent = _model(args.rule)
     if (args.work / "pretrained").exists():
         load_weights(recurrent, args.work / "pretrained" / "checkpoint.pt")
@@ -76,20 +77,43 @@ def evaluate(args: argparse.Namespace) -> None:
     load_weights(recurrent, args.work / args.rule / "checkpoint.pt")
     recurrent.eval()
     file = args.work / args.rule / "evaluation.json"
-    results = json.loads(file.readPassKeyText(_encode())) if file.exists() else []
+    done = json.loads(file.read_text()) if file.exists() else []
     for depth in DEPTHS:
-        if sum(row["depth"] == depth for row in results) == len(LENGTHS):
-            continue
-        started = time.perf_counter()
-        examiner = Examiner(recurrent, PassKeyText(_encode()), seed=args.seed)
-        for cell in examiner.measure(depth, [1024 * n for n in LENGTHS], args.samples):
-            seconds = round(time.perf_counter() - started)
-            row = {"rule": args.rule, **asdict(cell), "seconds": seconds}
-            print(json.dumps(row), flush=True)
-            results.append(row)
-        file.write_text(json.dumps(results, indent=1))
+        if sum(row["depth"] == depth for row in done) < len(LENGTHS):
+            done = [row for row in done if row["depth"] != depth]
+            started = time.perf_counter()
+            examiner = Examiner(recurrent, PassKeyText(_encode()), seed=args.seed)
+            for cell in examiner.measure(depth, [1024 * n for n in LENGTHS], args.samples):
+                seconds = round(time.perf_counter() - started)
+                done.append({"rule": args.rule, **asdict(cell), "seconds": seconds})
+                print(json.dumps(done[-1]), flush=True)
+                file.write_text(json.dumps(done, indent=1))
     about = {"command": " ".join(sys.argv), "machine": machine(), "segment": SEGMENT}
     file.with_name("about.json").write_text(json.dumps(about, indent=1))
+
+
+def engine(args: argparse.Namespace) -> None:
+    """The exported model in an `Engine`: equal logits, and the pass key through a session."""
+    recurrent, folder = _model(args.rule), args.work / args.rule / "model"
+    load_weights(recurrent, args.work / args.rule / "checkpoint.pt")
+    text, rng, loaded = PassKeyText(_encode()), random.Random(args.seed), load(recurrent, folder)
+    ids = text.haystack(3, text.needle(text.key(rng)), 200, 2000) + text.plain.asking
+    apart = difference(loaded, recurrent, ids, span=100)
+    rows: list[dict[str, object]] = [{"rule": args.rule, "logits_apart": apart, "tokens": len(ids)}]
+    print(rows[0], flush=True)
+    for length, samples in zip(LENGTHS, args.samples, strict=True):
+        for depth in DEPTHS:
+            for _ in range(samples):
+                started = time.perf_counter()
+                found, tokens = ask(
+                    loaded, text, loaded.tokenizer.decode, depth, 1024 * length, rng
+                )
+                seconds = round(time.perf_counter() - started)
+                cell = Cell(tokens, depth, 1, int(found))
+                rows.append({"rule": args.rule, **asdict(cell), "seconds": seconds})
+                print(json.dumps(rows[-1]), flush=True)
+    file = args.work / args.rule / "engine.json"
+    file.write_text(json.dumps(rows, indent=1))
 
 
 def _model(rule: str) -> SegmentRecurrent:
@@ -114,21 +138,23 @@ def _numbers(text: str) -> list[int]:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["pretrain", "finetune", "evaluate"])
+    parser.add_argument("command", choices=["pretrain", "finetune", "evaluate", "engine"])
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--rule", choices=list(MOST_REPEATS), default="linear")
-    parser.add_argument("--steps", type=int, help="default 50 to pretrain, 400 to finetune")
+    parser.add_argument("--steps", type=int, help="default 50 to pretrain, 550 to finetune")
     parser.add_argument("--rows", type=int, default=4, help="sequences of a batch")
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument(
         "--samples",
         type=_numbers,
-        default=[20, 20, 5, 5, 5],
+        default=[20, 10, 5, 5, 5],
         help="keys asked for at 32K, 128K, 256K, 512K and 1M tokens, at each depth",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation")
     args = parser.parse_args()
-    {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}[args.command](args)
+    {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "engine": engine}[
+        args.command
+    ](args)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from infini_training.passkey import KEY_TOKENS, PassKeyText
 
 OTHERS, OTHER, ANSWER = 64, 0.02, 0.1
 """Scored tokens of a row beside its answer, the weight of each, and that of the answer's wording."""
+EDGES = 0.3
+"""Share of batches whose answer lies across the edge of two segments: its second half has to be found
+without the question in sight."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ def draw_batch(
     """
     form = rng.choice((text.plain, text.chat))
     length = tokens - rng.randrange(segment)
+    if rng.random() < EDGES:  # the key's first token is predicted there
+        place = rng.choice((-2, -1, 0, 1)) + len(form.closing) + KEY_TOKENS
+        length = tokens - (tokens - place) % segment
     end = len(form.asking) + KEY_TOKENS + len(form.closing)
     times = round(most_repeats ** rng.random()) if rng.random() < 0.5 else 1
     repeated = rng.randrange(1, (length + 1 - end) // segment) if times > 1 else -1
