@@ -31,15 +31,15 @@ from infini_training.through_engine import ask, difference, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longmem import nano
-from longmem.bench.machine import machine
+from longmem.bench.machine import commit, machine
 from longmem.training import SegmentRecurrent, export
 
 SEGMENT = 64
 BATCH_TOKENS = 4096
 FEATURE_MAP, SHARPNESS, GATE_START = "learned", 2.0, -1.0
-MOST_REPEATS = {"linear": 16_384, "delta": 8}
-"""Times a filler segment may count as read: 16,384 segments are a million tokens. Under the delta rule
-each time is computed, and what repeats is soon known."""
+MOST_REPEATS = {"linear": 16_384, "delta_literal": 16_384, "delta": 8}
+"""Times a filler segment may count as read: 16,384 segments are a million tokens. Under "delta" each time
+would have to be computed."""
 DEPTHS = ("start", "middle", "end")
 LENGTHS = (32, 128, 256, 512, 1024)
 """In 1,024 tokens."""
@@ -88,8 +88,6 @@ def evaluate(args: argparse.Namespace) -> None:
                 done.append({"rule": args.rule, **asdict(cell), "seconds": seconds})
                 print(json.dumps(done[-1]), flush=True)
                 file.write_text(json.dumps(done, indent=1))
-    about = {"command": " ".join(sys.argv), "machine": machine(), "segment": SEGMENT}
-    file.with_name("about.json").write_text(json.dumps(about, indent=1))
 
 
 def engine(args: argparse.Namespace) -> None:
@@ -101,6 +99,7 @@ def engine(args: argparse.Namespace) -> None:
     apart = difference(loaded, recurrent, ids, span=100)
     rows: list[dict[str, object]] = [{"rule": args.rule, "logits_apart": apart, "tokens": len(ids)}]
     print(rows[0], flush=True)
+    file = args.work / args.rule / "engine.json"
     for length, samples in zip(LENGTHS, args.samples, strict=True):
         for depth in DEPTHS:
             for _ in range(samples):
@@ -112,8 +111,33 @@ def engine(args: argparse.Namespace) -> None:
                 cell = Cell(tokens, depth, 1, int(found))
                 rows.append({"rule": args.rule, **asdict(cell), "seconds": seconds})
                 print(json.dumps(rows[-1]), flush=True)
-    file = args.work / args.rule / "engine.json"
-    file.write_text(json.dumps(rows, indent=1))
+                file.write_text(json.dumps(rows, indent=1))
+
+
+def report(args: argparse.Namespace) -> None:
+    """What was measured under every rule, as one file."""
+    cells: list[object] = []
+    sessions: list[object] = []
+    steps = {}
+    for rule in MOST_REPEATS:
+        folder = args.work / rule
+        for name, rows in (("evaluation.json", cells), ("engine.json", sessions)):
+            if (folder / name).exists():
+                rows += json.loads((folder / name).read_text())
+        if (folder / "log.jsonl").exists():
+            steps[rule] = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
+    parts = {
+        "command": "examples/train_infini.py finetune, evaluate, engine",
+        "model": "nano",
+        "segment": SEGMENT,
+        "feature_map": FEATURE_MAP,
+        "steps": steps,
+        "passkey": cells,
+        "through_sessions": sessions,
+        "machine": machine(),
+        "commit": commit(),
+    }
+    args.out.write_text(json.dumps(parts, indent=1) + "\n")
 
 
 def _model(rule: str) -> SegmentRecurrent:
@@ -135,10 +159,19 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+COMMANDS = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "engine": engine,
+    "report": report,
+}
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["pretrain", "finetune", "evaluate", "engine"])
+    parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--rule", choices=list(MOST_REPEATS), default="linear")
     parser.add_argument("--steps", type=int, help="default 50 to pretrain, 550 to finetune")
@@ -150,11 +183,10 @@ def main() -> None:
         default=[20, 10, 5, 5, 5],
         help="keys asked for at 32K, 128K, 256K, 512K and 1M tokens, at each depth",
     )
+    parser.add_argument("--out", type=Path, help="file that report writes")
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation")
     args = parser.parse_args()
-    {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "engine": engine}[
-        args.command
-    ](args)
+    COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":

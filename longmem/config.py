@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,11 +12,21 @@ from longmem.errors import ConfigError
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class Compressive(BaseModel):
-    """Settings of the compressive memory (Infini-attention, arXiv 2404.07143). None is stored: M and z
-    are folded again from stored keys and values when a session is resumed."""
+class _Settings(BaseModel):
+    """Frozen settings whose errors are readable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_readable(error, type(self).__name__)) from None
+
+
+class Compressive(_Settings):
+    """Settings of the compressive memory (Infini-attention, arXiv 2404.07143). None is stored: M and z
+    are folded again from stored keys and values when a session is resumed."""
 
     rule: Literal["linear", "delta", "delta_literal"] = "delta"
     """How M is updated: equation 8; equation 9 with ARMT's correction of z (arXiv 2407.04841); equation 9
@@ -29,18 +40,25 @@ class Compressive(BaseModel):
     """Share of M and z that outlives one chunk; 1 forgets nothing."""
     chunk: PositiveInt = 128
     """Tokens folded at once, on an absolute grid. With window = "segment" it is n_local."""
-    gates: str | None = None
+    gates: str | Path | None = None
     """A gate file of this model (safetensors); None leaves every gate closed."""
 
+    @model_validator(mode="after")
+    def _rule_allows_decay(self) -> Self:
+        if self.rule == "delta" and self.decay < 1:
+            raise ValueError(
+                'rule="delta" with decay < 1 grows without bound, because z forgets what M is '
+                'corrected by; choose "linear" or "delta_literal", or decay = 1'
+            )
+        return self
 
-class MemoryConfig(BaseModel):
+
+class MemoryConfig(_Settings):
     """Settings of one engine's memory. Frozen; `replace` makes a changed copy.
 
     Those marked (stored) decide what is on disk: a session written under other values is refused
     and has to be rebuilt. All others may change from one process to the next.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n_init: Annotated[int, Field(ge=0)] = 128
     """Initial tokens, always attended, in tokens (stored). InfLLM's n_init; at least the system turn."""
@@ -111,12 +129,6 @@ class MemoryConfig(BaseModel):
     keep_reasoning: bool = True
     """Whether the reasoning of a reply stays in memory (stored); `Reply.text` never has it."""
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(_readable(error)) from None
-
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
         layers = self.lookup_layers
@@ -135,8 +147,16 @@ class MemoryConfig(BaseModel):
             raise ValueError(
                 'lookup="all" needs far_positions="constant": no position is left for all'
             )
-        if self.window == "segment" and (self.topk or self.lookup == "all"):
-            raise ValueError('window="segment" has no blocks: set topk=0 and lookup="topk"')
+        if self.window == "segment" and (
+            self.topk
+            or self.lookup == "all"
+            or self.max_blocks
+            or self.block_boundaries == "surprise"
+        ):
+            raise ValueError(
+                'window="segment" has no blocks: set topk=0, lookup="topk", max_blocks=None and no surprise '
+                "boundaries"
+            )
         if self.block_boundaries == "surprise" and self.n_local <= self.block_size:
             raise ValueError(
                 'block_boundaries="surprise" needs n_local > block_size, so that boundaries are known '
@@ -163,7 +183,11 @@ class MemoryConfig(BaseModel):
         """
         from longmem.presets import settings
 
-        return cls(**{**settings(name), **changes})
+        values = settings(name)
+        inner, base = changes.get("compressive"), values.get("compressive")
+        if isinstance(inner, dict) and base is not None:
+            changes["compressive"] = {**base, **inner}
+        return cls(**{**values, **changes})
 
     def replace(self, **changes: Any) -> MemoryConfig:
         """A copy with some settings changed, checked like a new one.
@@ -174,15 +198,21 @@ class MemoryConfig(BaseModel):
         return MemoryConfig(**{**self.model_dump(), **changes})
 
 
-def _readable(error: ValidationError) -> str:
+def _readable(error: ValidationError, settings: str) -> str:
     """One line per wrong setting, without pydantic's links."""
     lines = []
     for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"]) or "MemoryConfig"
+        name = ".".join(str(part) for part in item["loc"]) or settings
         if item["type"] == "extra_forbidden":
             lines.append(
-                f"MemoryConfig has no setting {name!r}; see longmem.MemoryConfig for the list"
+                f"{settings} has no setting {name!r}; see longmem.config.{settings} for the list"
             )
         else:
-            lines.append(f"MemoryConfig.{name}: {item['msg']} (given: {item.get('input')!r})")
+            where = name if name == settings else f"{settings}.{name}"
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{_given(item)}")
     return "\n".join(lines)
+
+
+def _given(item: Any) -> str:
+    """The value that was refused, if it is one value."""
+    return f" (given: {item['input']!r})" if item["loc"] else ""

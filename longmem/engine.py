@@ -72,6 +72,8 @@ class Engine:
     config: MemoryConfig = field(init=False)
 
     def __post_init__(self, memory: MemoryConfig | None) -> None:
+        if self.segment_tokens < 1:
+            raise ConfigError(f"segment_tokens is {self.segment_tokens}; choose 1 or more")
         check_tokenizer(self.model, self.tokenizer)
         check_weights(self.model)
         before = implementations(self.model)
@@ -80,6 +82,8 @@ class Engine:
             self.config = memory or default_memory(self.info.max_positions)
             check_fit(self.config, self.info)
             self.chat = chat_format(self.tokenizer, self.config)
+            self.gates = self._load_gates()
+            """Of the compressive memory; None leaves it closed."""
         except BaseException:
             self.model.set_attn_implementation(before)  # it stays usable without longmem
             raise
@@ -87,8 +91,6 @@ class Engine:
         self.device = self.model.get_input_embeddings().weight.device
         self.tokens_read = 0
         """Tokens fed to the model so far, over all sessions."""
-        self.gates = self._load_gates()
-        """Of the compressive memory; None leaves it closed."""
         self._turnstile = FairLock()
         self._fingerprint: Mapping[str, str] | None = None
 
@@ -247,7 +249,9 @@ class Engine:
 
     def spans(self, n_tokens: int) -> list[ReadSpan]:
         """The look-up spans of a turn of `n_tokens` read at once."""
-        size = min(self.config.lookup_span, self._pass_limit)
+        size = self.config.lookup_span
+        if self.config.block_boundaries == "surprise":
+            size = min(size, self._pass_limit)
         return [
             ReadSpan(min(size, n_tokens - at), min(size, n_tokens - at))
             for at in range(0, n_tokens, size)

@@ -89,13 +89,15 @@ def check_fit(config: MemoryConfig, info: ModelInfo) -> None:
     if config.n_local > max_positions:
         raise ConfigError(
             f"n_local is {config.n_local}, but the model was trained on {max_positions} positions; "
-            f"choose n_local <= {max_positions}"
+            f"choose n_local <= {max_positions}, and with it smaller n_init, block_size and topk (for a "
+            "preset: MemoryConfig.preset(name, n_local=...))"
         )
-    reach = config.n_local + max(config.topk - 1, 0) * config.block_size
+    blocks = config.topk + config.contiguity
+    reach = config.n_local + max(blocks - 1, 0) * config.block_size
     if config.far_positions == "ordered" and reach > max_positions:
         raise ConfigError(
-            f'far_positions="ordered" needs n_local + (topk - 1) * block_size = {reach} positions, '
-            f"but the model was trained on {max_positions}; lower topk, block_size or n_local"
+            f'far_positions="ordered" needs n_local + (topk + contiguity - 1) * block_size = {reach} '
+            f"positions, but the model was trained on {max_positions}; lower topk, block_size or n_local"
         )
     if config.lookup_layers != "all" and not set(config.lookup_layers) <= set(full):
         raise ConfigError(

@@ -7,6 +7,7 @@ the rule, feature map and mix it was made for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from longmem.fingerprint import weights_identity
 from longmem.memory import Gates, LayerSpec
 
 _FORMAT = "longmem-gates-1"
-_MADE_FOR = ("rule", "feature_map", "mix")
+_MADE_FOR = ("rule", "feature_map", "mix", "decay", "chunk")
 
 
 def save_gates(
@@ -49,7 +50,9 @@ def save_gates(
         tensors[f"features.{layer}"] = weight.float().contiguous().cpu()
     made_for = {name: str(getattr(config, name)) for name in _MADE_FOR}
     identity = {"format": _FORMAT, "weights": weights_identity(model)}
-    save_file(tensors, path, metadata={**about, **made_for, **identity})
+    new = Path(path).with_name(f".{Path(path).name}.new")
+    save_file(tensors, new, metadata={**about, **made_for, **identity})
+    os.replace(new, path)
 
 
 def load_gates(
@@ -75,7 +78,7 @@ def load_gates(
             f"with `longmem calibrate --out {path}`, or leave Compressive.gates empty"
         )
     for name in _MADE_FOR:
-        if metadata.get(name) != getattr(config, name):
+        if metadata.get(name) != str(getattr(config, name)):
             raise ConfigError(
                 f"the gate file {path} was made for {name} = {metadata.get(name)!r}, but the memory is "
                 f"set to {getattr(config, name)!r}; set Compressive.{name}, or calibrate again"
@@ -84,6 +87,15 @@ def load_gates(
     if config.mix == "lse" and "offset" not in tensors:
         raise ConfigError(f'the gate file {path} has no "offset", which mix="lse" needs')
     prefix = "features."
+    if config.feature_map == "learned" and not all(
+        f"{prefix}{i}" in tensors for i in range(len(layers))
+    ):
+        raise ConfigError(
+            f"the gate file {path} lacks the learned feature maps of some layers; calibrate again with "
+            "--features"
+        )
+    if config.rule == "delta" and bool((tensors.get("decay", torch.ones(1)) < 1).any()):
+        raise ConfigError(f'the gate file {path} holds a decay, which rule="delta" cannot have')
     features = {
         int(name.removeprefix(prefix)): t for name, t in tensors.items() if name.startswith(prefix)
     }
@@ -115,6 +127,10 @@ def _check_values(
             raise ConfigError(
                 f"the gate file {path} holds {name!r} of shape {tuple(tensor.shape)}, where this "
                 f"model needs {shapes.get(name)}; calibrate again"
+            )
+        if bool(tensor.isnan().any() | tensor.isposinf().any()):
+            raise ConfigError(
+                f"the gate file {path} holds NaN or infinity in {name!r}; calibrate again"
             )
     for name in ("gate", "decay"):
         values = tensors.get(name, torch.zeros(1))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import attached, new_memory, qwen3, read, read_in_passes, tokens
 from torch import Tensor
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from longmem import ConfigError, Engine, MemoryConfig, nano
 from longmem.attention import ModelInfo
@@ -89,9 +90,11 @@ class SegmentReference:
         return ((1 - gate) * near + gate * far).transpose(0, 1)[None]
 
 
-@pytest.mark.parametrize("rule", ["linear", "delta", "delta_literal"])
 @pytest.mark.parametrize("feature_map", ["elu", "dpfp"])
-@pytest.mark.parametrize("decay", [1.0, 0.9])
+@pytest.mark.parametrize(
+    ("rule", "decay"),
+    [("linear", 1), ("linear", 0.9), ("delta", 1), ("delta_literal", 1), ("delta_literal", 0.9)],
+)
 def test_segments_equal_the_papers_equations(routed, rule, feature_map, decay):
     """A layer's output to 1e-5, however the stream is cut into passes."""
     spec = routed[1].layers[0]
@@ -194,7 +197,8 @@ def test_mass_of_the_memory_counts_as_one_more_group(routed):
 def gate_file(tmp_path_factory) -> Path:
     engine = Engine.nano()
     path = tmp_path_factory.mktemp("gates") / "gates.safetensors"
-    save_gates(path, gates(engine.info, 0.3, -1.0), engine.model, Compressive(rule="delta"))
+    settings = Compressive(rule="delta", chunk=32)
+    save_gates(path, gates(engine.info, 0.3, -1.0), engine.model, settings)
     return path
 
 
@@ -261,6 +265,60 @@ def test_gates_outside_their_range_and_files_that_are_none_are_refused(tmp_path,
         load_gates(path, model, info.layers, LINEAR)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_gates(tmp_path / "missing", model, info.layers, LINEAR)
+
+
+@pytest.mark.parametrize("name", ["offset", "features"])
+def test_nan_in_a_gate_file_is_refused(tmp_path, routed, name):
+    model, info = routed
+    chosen = gates(info, offset=0.0)
+    spec = info.layers[0]
+    features = {i: torch.zeros(spec.kv_heads, spec.dim, spec.dim) for i in range(3)}
+    chosen.offset[0, 0] = torch.nan if name == "offset" else 0
+    features[1][0, 0, 0] = torch.nan if name == "features" else 0
+    settings = Compressive(rule="linear", mix="lse", feature_map="learned")
+    path = tmp_path / "gates.safetensors"
+    save_gates(path, Gates(chosen.gate, chosen.offset, features=features), model, settings)
+    with pytest.raises(ConfigError, match="NaN or infinity"):
+        load_gates(path, model, info.layers, settings)
+
+
+def test_learned_features_have_to_be_in_the_gate_file(tmp_path, routed):
+    model, info = routed
+    settings = Compressive(rule="linear", feature_map="learned")
+    path = tmp_path / "gates.safetensors"
+    save_gates(path, gates(info), model, settings)
+    with pytest.raises(ConfigError, match="lacks the learned feature maps"):
+        load_gates(path, model, info.layers, settings)
+
+
+def test_a_refused_gate_file_leaves_the_model_as_it_was(tmp_path):
+    model = qwen3()
+    plain = model(torch.tensor([[1, 2, 3]])).logits
+    tokenizer = Engine.nano().tokenizer
+    model.resize_token_embeddings(len(tokenizer))
+    config = SMALL.replace(compressive=Compressive(gates=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Engine(model, tokenizer, config)
+    torch.testing.assert_close(model(torch.tensor([[1, 2, 3]])).logits[..., :200], plain)
+
+
+def test_layers_with_a_window_of_their_own_have_a_memory_too():
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=200, hidden_size=32, intermediate_size=48, num_hidden_layers=3, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, sliding_window=12,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )  # fmt: skip
+    model, info = attached(Gemma3ForCausalLM._from_config(config).eval())
+    settings = SMALL.replace(compressive=LINEAR)
+    ids = tokens(100)
+    memory = with_gates(info, settings, gates(info))
+    read_in_passes(model, memory, ids[:61], 6, 2)
+    assert memory.layers[0].compressive.state.tokens == memory.layers[0].local.first // 8 * 8 > 30
+    mark = memory.mark()
+    first = read_in_passes(model, memory, ids[61:], 6, 2)
+    memory.rewind(mark)
+    assert torch.equal(read_in_passes(model, memory, ids[61:], 6, 2), first)
 
 
 def test_a_layer_whose_heads_are_all_closed_holds_no_memory(routed):

@@ -21,6 +21,7 @@ from tiny import (
 
 from longmem import ConfigError, Engine, MemoryConfig, UnsupportedModelError
 from longmem.attention import forward
+from longmem.config import Compressive
 from longmem.feeding import Feed
 from longmem.memory import ForwardPass, ReadSpan
 from longmem.presets import NAMES
@@ -41,6 +42,7 @@ METHODS = {
     "representatives by logits": {"scorer": "representative", "repr_by": "logits"},
     "neighbours": {"contiguity": 2},
     "limited": {"max_blocks": 5},
+    "limited, one look-up layer": {"max_blocks": 5, "lookup_layers": (1,)},
     "few tokens": {"topk_tokens": 9},
     "few tokens of all": {"lookup": "all", "topk_tokens": 9, "pool_tokens": 3},
     "few tokens per KV head": {"selection": "kv_head", "topk_tokens": 9},
@@ -199,6 +201,8 @@ def test_a_model_with_nan_in_a_weight_is_refused(engine):
         ({"stride": 0}, "stride"),
         ({"max_blocks": 2, "topk": 3}, "max_blocks = 2 is below topk"),
         ({"compressive": {"decay": 1.5}}, "decay"),
+        ({"compressive": {"rule": "delta", "decay": 0.9}}, "grows without bound"),
+        ({"window": "segment", "topk": 0, "block_boundaries": "surprise"}, "has no blocks"),
         ({"compressive": {"decay": -0.1}}, "decay"),
         ({"window": "segment", "topk": 1}, "has no blocks"),
         ({"block_boundaries": "surprise", "n_local": 8, "block_size": 8}, "n_local > block_size"),
@@ -217,6 +221,23 @@ def test_settings_that_cannot_work_are_refused_at_once(settings, message):
 def test_a_method_of_an_unknown_name_is_refused_with_the_known_ones(engine, name):
     with pytest.raises(ConfigError, match="choose one of"):
         Engine(engine.model, engine.tokenizer, NANO_SMALL.replace(**{name: "wizard"}))
+
+
+def test_settings_of_the_compressive_memory_are_refused_alike():
+    with pytest.raises(ConfigError, match=r"Compressive.decay: .*given: 2"):
+        Compressive(decay=2)
+
+
+def test_a_preset_keeps_its_own_rule_when_gates_are_given():
+    config = MemoryConfig.preset("infini", compressive={"gates": "gates.safetensors"})
+    assert config.compressive.rule == "delta_literal"
+
+
+def test_segment_tokens_do_not_decide_where_look_ups_happen(engine):
+    short = Engine(engine.model, engine.tokenizer, NANO_SMALL, segment_tokens=8)
+    assert short.spans(300) == engine.spans(300)
+    with pytest.raises(ConfigError, match="segment_tokens is 0"):
+        Engine(engine.model, engine.tokenizer, NANO_SMALL, segment_tokens=0)
 
 
 def test_presets_are_settings_and_unknown_ones_are_refused():

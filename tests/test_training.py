@@ -10,14 +10,15 @@ from tiny import VOCAB, qwen3, read_in_passes
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from longmem.attention import attach, forward
+from longmem.attention import attach, forward, route
 from longmem.config import Compressive, MemoryConfig
 from longmem.errors import ConfigError, UnsupportedModelError
 from longmem.gate_file import load_gates
 from longmem.memory import AttentionCall, SessionMemory
-from longmem.ops.compressive import retrieve_naive, update_naive
+from longmem.ops.compressive import EluPlusOne, retrieve, retrieve_naive, update, update_naive
 from longmem.ops.compressive.state import CompressiveState
 from longmem.training import SegmentRecurrent, Trainer, export
+from longmem.training.router import SegmentRouter, _steps
 
 SEGMENT = 8
 
@@ -156,18 +157,38 @@ def test_the_loss_is_that_of_one_pass_whatever_the_truncation():
     assert losses == pytest.approx([float(expected.detach())] * 3, rel=1e-4)
 
 
-@pytest.mark.parametrize("rule", ["linear", "delta"])
-def test_repeats_equal_folding_the_segments_again(rule):
-    model, ids = recurrent(rule), batch(2, 2 * SEGMENT)
+@pytest.mark.parametrize("rule", ["linear", "delta", "delta_literal"])
+def test_repeats_equal_folding_the_segment_again(rule):
+    model, ids = recurrent(rule), batch(2, SEGMENT)
+    keys: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        _, once = model(ids)
         _, thrice = model(ids, repeats=3)
-    assert once.tokens == 2 * SEGMENT and thrice.tokens == 6 * SEGMENT
-    if rule == "linear":
-        torch.testing.assert_close(thrice.layers[1].M, 3 * once.layers[1].M)
-        torch.testing.assert_close(thrice.layers[1].z, 3 * once.layers[1].z)
-    else:
-        torch.testing.assert_close(thrice.layers[1].z, once.layers[1].z, atol=1e-3, rtol=0.3)
+        router = SegmentRouter(model.specs, model.maps, model.gate, model.empty(2), SEGMENT, rule)
+        fold = router.attend
+        router.attend = lambda i, q, k, v, call: (keys.append((k, v)), fold(i, q, k, v, call))[1]
+        with route(router):
+            model.model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+        for layer, (k, v) in enumerate(keys):
+            state = router.state.layers[layer]
+            for _ in range(2):
+                update(state, model.maps[layer](k), v, rule)
+            torch.testing.assert_close(thrice.layers[layer].M, state.M, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(thrice.layers[layer].z, state.z, atol=1e-4, rtol=1e-4)
+            assert thrice.layers[layer].tokens == state.tokens == 3 * SEGMENT
+
+
+def test_many_repeats_under_the_delta_rule_as_printed_come_close_to_single_ones():
+    features, (k, v) = EluPlusOne(), torch.randn(2, 1, 2, SEGMENT, 8).unbind()
+    states = []
+    for steps in (_steps(255, doubling=False), _steps(255, doubling=True)):
+        state = CompressiveState.empty(2, 8, 8, batch=(1,))
+        for times in [1, *steps]:
+            update(state, times * features(k), v, "delta_literal")
+        states.append(state)
+    held = [retrieve(features(k), s)[0] / retrieve(features(k), s)[1][..., None] for s in states]
+    assert len(_steps(255, doubling=True)) == 8
+    torch.testing.assert_close(states[0].z, states[1].z, rtol=1e-4, atol=0)
+    assert (held[0] - held[1]).norm() < 0.25 * held[0].norm()
 
 
 def test_rows_of_a_state_go_on_as_they_would_have_together():

@@ -14,10 +14,10 @@ from longmem.nano.pool import Pool
 from nano_training.lines import INVENTED, Line
 
 SHARES = {
-    "key_value": 0.12,
-    "multi_key": 0.16,
-    "multi_value": 0.26,
-    "multi_query": 0.30,
+    "key_value": 0.20,
+    "multi_key": 0.08,
+    "multi_value": 0.34,
+    "multi_query": 0.22,
     "lines": 0.06,
     "passkey": 0.02,
     "number_string": 0.02,

@@ -11,7 +11,7 @@ from longmem.config import MemoryConfig
 from longmem.memory.blocks import BlockTable
 from longmem.memory.compressive import CompressiveMemory
 from longmem.memory.layer import LayerMark, LayerMemory, Part
-from longmem.memory.lookup import Chosen, Lookup
+from longmem.memory.lookup import Chosen, Lookup, attends_blocks
 from longmem.memory.placement import BlockTier
 from longmem.memory.reading import AttentionCall, Choice, Reading, ReadSpan
 from longmem.memory.recycled import RecycledSet
@@ -83,6 +83,9 @@ class FullLayer(LayerMemory):
         if self._looks_up:
             self.lookup.begin(whole.q_far, reading.spans)
         return super()._begin(whole, reading)
+
+    def _end(self) -> None:
+        self.lookup.end()
 
     def _read_piece(self, part: Part, i: int, reading: Reading, call: AttentionCall) -> Tensor:
         span = reading.spans[i]
@@ -187,7 +190,10 @@ class FullLayer(LayerMemory):
         if self.closed < 0 <= due:
             n = self.table.n_init
             self.working_set.set_initial(self.local.raw[:, :n], self.local.v[:, :n])
-            self._leave(n)
+            if self._by_lse:  # there, what is attended to must not count again
+                self.local.drop(n)
+            else:
+                self._leave(n)
             self.closed = 0
         while self.closed < due:
             start, stop = self.table.span(self.closed)
@@ -214,15 +220,13 @@ class FullLayer(LayerMemory):
                 k, v = self.tier.get(self.first, *self.table.span(self.first))
                 self.compressive.fold(k, v)
             self.first += 1
-        self.lookup.drop_front(first)
+        self._drop_front()
 
     def mark(self) -> LayerMark:
         """Where the layer stands now; K/V is not copied, only the attention sums are."""
         local = self.local
-        held = self.compressive.mark() if self.compressive else None
-        return LayerMark(
-            local.first, len(local), local.place, local.mass.clone(), self.closed, held
-        )
+        mass, held = local.mass.clone(), self._mark_compressive()
+        return LayerMark(local.first, len(local), local.place, mass, self.closed, held)
 
     def rewind(self, mark: LayerMark) -> None:
         if self.closed == mark.closed and self.local.place == mark.place:
@@ -231,8 +235,7 @@ class FullLayer(LayerMemory):
             k, v = self._rows_since(mark)
             self.load(k, v, mark.saved, mark.first, mark.place)
         self.truncate(mark.closed)
-        if self.compressive and mark.compressive:
-            self.compressive.rewind(mark.compressive)
+        self._rewind_compressive(mark)
 
     def truncate(self, closed: int) -> None:
         """Forget the blocks from `closed` on, and the initial tokens if it is -1."""
@@ -248,6 +251,11 @@ class FullLayer(LayerMemory):
         self.closed = closed
         if self._max_blocks is not None:
             self.first = max(0, closed - self._max_blocks)
+            self._drop_front()
+
+    def _drop_front(self) -> None:
+        """Let look-ups choose among blocks from `first` on."""
+        if self.indexed:
             self.lookup.drop_front(self.first)
 
     def commit(self) -> None:
@@ -255,7 +263,8 @@ class FullLayer(LayerMemory):
         self.exported_blocks = max(self.closed, 0)
         self.tier.set_durable(self.exported_blocks)
         self.tier.forget(self.first)
-        self.lookup.release(self.first)
+        if self.indexed:
+            self.lookup.release(self.first)
 
     def restore(self, closed: int, keys: Tensor | None, counts: Tensor | None) -> None:
         """Become a layer of `closed` blocks whose representatives are ``[M, H_kv, D]``, `counts`
@@ -266,14 +275,15 @@ class FullLayer(LayerMemory):
         self.exported_blocks = max(closed, 0)
         if self._max_blocks is not None:
             self.first = max(0, closed - self._max_blocks)
-            self.lookup.index.drop_front(self.first)
+            if self.indexed:
+                self.lookup.index.drop_front(self.first)
 
     @property
     def folded(self) -> tuple[int, int]:
         """Absolute positions (start, stop) of the tokens the compressive memory was given."""
         if self._folds_dropped:
             return self.table.edges[0], self.table.edges[self.first]
-        return 0, self.local.first
+        return min(self.table.edges[0] if self._by_lse else 0, self.local.first), self.local.first
 
     def _rows_since(self, mark: LayerMark) -> tuple[Tensor, Tensor]:
         """Raw K/V ``[H_kv, mark.length, D]`` from mark.first on, some of it in blocks by now."""
@@ -285,9 +295,3 @@ class FullLayer(LayerMemory):
         parts.append(torch.stack((self.local.raw, self.local.v)))
         k, v = torch.cat(parts, dim=2)[:, :, : mark.length]
         return k, v
-
-
-def attends_blocks(spec: LayerSpec, config: MemoryConfig) -> bool:
-    """Whether a layer attends to looked-up blocks: it looks up itself or shares a layer below."""
-    lookup = config.lookup_layers
-    return spec.sliding is None and (lookup == "all" or spec.index >= lookup[0])

@@ -99,23 +99,27 @@ class LayerMemory(ABC):
         whole = Part(q, *self._rotate(q, angles), k, v, angles)
         pieces = self._begin(whole, reading)
         if len(pieces) == 1:
-            return self._read_piece(whole, 0, reading, call)
-        out, start = torch.empty_like(q), 0
-        for i, n in enumerate(pieces):
-            out[:, start : start + n] = self._read_piece(
-                whole.tokens(start, start + n), i, reading, call
-            )
-            start += n
+            out = self._read_piece(whole, 0, reading, call)
+        else:
+            out, start = torch.empty_like(q), 0
+            for i, n in enumerate(pieces):
+                part = whole.tokens(start, start + n)
+                out[:, start : start + n] = self._read_piece(part, i, reading, call)
+                start += n
+        self._end()
         return out
 
     @property
     def folded(self) -> tuple[int, int]:
         """Absolute positions (start, stop) of the tokens the compressive memory was given."""
-        return 0, 0
+        return 0, self.local.first
 
     def _begin(self, whole: Part, reading: Reading) -> Sequence[int]:
         """A pass begins; gives the lengths of the pieces it is read in: its look-up spans."""
         return [span.tokens for span in reading.spans]
+
+    def _end(self) -> None:  # noqa: B027  # most kinds of layers have nothing to let go of
+        """The pass is through."""
 
     @abstractmethod
     def _read_piece(self, part: Part, i: int, reading: Reading, call: AttentionCall) -> Tensor:
@@ -140,15 +144,23 @@ class LayerMemory(ABC):
             angles = rotary.angles(at, self.spec.dtype)
         self.local.load(k, v, mass, angles, first, place)
 
-    def _mark_rows(self, compressive: CompressiveMark | None = None) -> LayerMark:
+    def _mark_rows(self) -> LayerMark:
         """A mark with a copy of the buffer: dropped tokens could not be had back."""
         local = self.local
         rows = torch.stack((local.raw, local.v))
-        return LayerMark(local.first, len(local), local.place, rows, 0, compressive)
+        return LayerMark(local.first, len(local), local.place, rows, 0, self._mark_compressive())
 
     def _rewind_rows(self, mark: LayerMark) -> None:
         k, v = mark.saved
         self.load(k, v, None, mark.first, mark.place)
+        self._rewind_compressive(mark)
+
+    def _mark_compressive(self) -> CompressiveMark | None:
+        return self.compressive.mark() if self.compressive else None
+
+    def _rewind_compressive(self, mark: LayerMark) -> None:
+        if self.compressive and mark.compressive:
+            self.compressive.rewind(mark.compressive)
 
     def _rotate(self, q: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
         rotary = self.spec.rotary

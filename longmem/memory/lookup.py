@@ -75,6 +75,10 @@ class Lookup:
             start += span.tokens
         self._pass.begin(queries)
 
+    def end(self) -> None:
+        """The pass is through: let go of its buffers."""
+        self._pass.end()
+
     def choose(self, i: int, q_far: Tensor) -> tuple[Chosen, Tensor]:
         """The blocks that span i's far queries ``[H, T, D]`` look up.
 
@@ -113,3 +117,9 @@ class Lookup:
         first, n = self.index.first, len(self.index)
         blocks = with_neighbours([first + b for b in best], self._contiguity, first, n)
         return tuple(sorted(blocks))
+
+
+def attends_blocks(spec: LayerSpec, config: MemoryConfig) -> bool:
+    """Whether a layer attends to looked-up blocks: it looks up itself or shares a layer below."""
+    lookup = config.lookup_layers
+    return spec.sliding is None and (lookup == "all" or spec.index >= lookup[0])

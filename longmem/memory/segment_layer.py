@@ -54,17 +54,10 @@ class SegmentLayer(LayerMemory):
 
     def mark(self) -> LayerMark:
         """A copy of the segment and of the compressive memory."""
-        return self._mark_rows(self.compressive.mark() if self.compressive else None)
+        return self._mark_rows()
 
     def rewind(self, mark: LayerMark) -> None:
         self._rewind_rows(mark)
-        if self.compressive and mark.compressive:
-            self.compressive.rewind(mark.compressive)
-
-    @property
-    def folded(self) -> tuple[int, int]:
-        """Absolute positions (start, stop) of the tokens the compressive memory was given."""
-        return 0, self.local.first
 
     def _next_segment(self) -> None:
         """The segment is over: fold it, and start the next one empty."""

@@ -12,10 +12,11 @@ from longmem.config import MemoryConfig
 from longmem.memory.blocks import BlockTable
 from longmem.memory.boundaries import ExpectedText, TextMark
 from longmem.memory.compressive import CompressiveMemory
-from longmem.memory.full_layer import FullLayer, attends_blocks
+from longmem.memory.full_layer import FullLayer
 from longmem.memory.gates import Gates
 from longmem.memory.journal import Journal
 from longmem.memory.layer import LayerMark, LayerMemory
+from longmem.memory.lookup import attends_blocks
 from longmem.memory.placement import RowReader
 from longmem.memory.reading import AttentionCall, Decide, Reading, ReadSpan
 from longmem.memory.restoring import restore_layers
@@ -240,11 +241,11 @@ def _layers(
 def _layer(
     spec: LayerSpec, config: MemoryConfig, table: BlockTable, gates: Gates | None, host_bytes: int
 ) -> LayerMemory:
-    if spec.sliding:
-        return SlidingLayer(spec)
     segment = config.window == "segment"
     chunk = config.n_local if segment or config.compressive is None else config.compressive.chunk
     compressive = CompressiveMemory.of_layer(spec, config.compressive, gates, chunk)
+    if spec.sliding:
+        return SlidingLayer(spec, compressive)
     if segment:
         return SegmentLayer(spec, config.n_local, compressive)
     return FullLayer(spec, config, table, host_bytes, compressive)

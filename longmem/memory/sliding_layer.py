@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from longmem.memory.compressive import CompressiveMemory
 from longmem.memory.layer import LayerMark, LayerMemory, Part
 from longmem.memory.reading import AttentionCall, Reading
 from longmem.memory.spec import LayerSpec
@@ -11,27 +12,43 @@ from longmem.ops.working_set_attention import attend
 
 
 class SlidingLayer(LayerMemory):
-    """A layer with a sliding window of its own: what leaves the window is gone for it."""
+    """A layer with a sliding window of its own: what leaves the window is gone for it, but for what its
+    compressive memory holds.
 
-    def __init__(self, spec: LayerSpec) -> None:
+    Args:
+        spec: the layer.
+        compressive: its memory; None while its gates are closed.
+    """
+
+    def __init__(self, spec: LayerSpec, compressive: CompressiveMemory | None = None) -> None:
         assert spec.sliding is not None
         super().__init__(spec, spec.sliding)
+        self.compressive = compressive
 
     def _read_piece(self, part: Part, i: int, reading: Reading, call: AttentionCall) -> Tensor:
         local = self.local
         if reading.spans[i].voters:
-            local.drop(max(0, len(local) - self.n_local + 1))
+            self._leave(max(0, len(local) - self.n_local + 1))
         local.append(part.k, part.v, part.angles)
         none = local.raw[:, :0]
-        return attend(
+        attended = attend(
             part.q_near, part.q_far, none, none, local.raw, local.rot, local.v,
             n_local=self.n_local, scaling=call.scaling, keep_pending=False,
-            softcap=call.softcap, sinks=call.sinks,
-        ).out  # fmt: skip
+            softcap=call.softcap, sinks=call.sinks, want_lse=self.compressive is not None,
+        )  # fmt: skip
+        if self.compressive is None:
+            return attended.out
+        return self.compressive.mix(attended.out, part.q, attended.lse)
 
     def mark(self) -> LayerMark:
-        """A copy of the window."""
+        """A copy of the window and of the compressive memory."""
         return self._mark_rows()
 
     def rewind(self, mark: LayerMark) -> None:
         self._rewind_rows(mark)
+
+    def _leave(self, n: int) -> None:
+        """The n oldest tokens leave the window."""
+        if self.compressive is not None:
+            self.compressive.fold(self.local.raw[:, :n], self.local.v[:, :n])
+        self.local.drop(n)

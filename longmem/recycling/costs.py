@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from longmem.memory import SessionMemory
-from longmem.memory.full_layer import FullLayer, attends_blocks
+from longmem.memory.full_layer import FullLayer
+from longmem.memory.lookup import attends_blocks
 
 if TYPE_CHECKING:
     from longmem.engine import Engine

@@ -101,8 +101,10 @@ class SegmentRecurrent(nn.Module):
             state: memories of the segments before; None before the first. It is left as it is.
             keep: ``[n]`` token indices whose logits are wanted; None wants all.
             repeats: fold the segments of this call that many times, as if the stream had repeated
-                them. Under the linear rule that costs nothing, so that short training inputs can
-                have the memory of very long ones.
+                them, so that short training inputs can have the memory of very long ones. Exact and
+                free under the linear rule; under "delta_literal" in doubling steps that come close;
+                under "delta" each time is computed, and many of one segment are no good stand-in for
+                a long stream.
 
         Returns:
             Logits ``[B, n, V]`` and the state after the last whole segment.

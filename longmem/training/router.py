@@ -69,10 +69,23 @@ class SegmentRouter:
         if self._rule == "linear":
             memory.M = memory.M + more * (memory.M - before.M)
             memory.z = memory.z + more * (memory.z - before.z)
-            memory.tokens += more * folded
-            return
-        phi = features(k[:, :, :folded])
-        for _ in range(more):
-            for start in range(0, folded, self._segment):
-                part = slice(start, start + self._segment)
-                update(memory, phi[:, :, part], v[:, :, part], self._rule)
+        else:
+            phi = features(k[:, :, :folded])
+            for times in _steps(more, doubling=self._rule == "delta_literal"):
+                for start in range(0, folded, self._segment):
+                    part = slice(start, start + self._segment)
+                    update(memory, times * phi[:, :, part], v[:, :, part], self._rule)
+        memory.tokens = before.tokens + self._repeats * folded
+
+
+def _steps(more: int, doubling: bool) -> list[int]:
+    """Numbers that sum up to `more`: ones, or each at most the sum of those before and 1. With the z of
+    the paper a fold of weight w changes M by a share of at most w / (times read before), so that
+    doubling stays stable, and follows the single steps closely."""
+    if not doubling:
+        return [1] * more
+    steps: list[int] = []
+    while more:
+        steps.append(min(more, 1 + sum(steps)))
+        more -= steps[-1]
+    return steps
