@@ -6,17 +6,28 @@ from typing import Any
 
 from longmem.errors import ConfigError
 
+_PLAIN = {
+    "window": "sliding",
+    "block_boundaries": "fixed",
+    "selection": "layer",
+    "lookup": "topk",
+    "far_positions": "constant",
+    "lookup_layers": "all",
+    "lookup_span": 512,
+    "recycling": "fixed",
+    "contiguity": 0,
+}
+"""What all papers have in common; written out, so that no default of ours is taken for theirs."""
+
 _INFLLM = {
+    **_PLAIN,
     "n_init": 128,
     "n_local": 4096,
     "block_size": 128,
-    "block_boundaries": "fixed",
     "topk": 16,
     "repr_topk": 4,
     "repr_by": "attention",
     "scorer": "representative",
-    "lookup_layers": "all",
-    "lookup_span": 512,
     "stride": 1,
 }
 
@@ -35,9 +46,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "contiguity": 5,
     },
     # Xiao et al., arXiv 2309.17453: attention sinks and the window, nothing else.
-    "streaming-llm": {"n_init": 4, "n_local": 4096, "topk": 0},
+    "streaming-llm": {**_PLAIN, "n_init": 4, "n_local": 4096, "topk": 0},
     # Munkhdalai et al., arXiv 2404.07143, section 3: segments of 2,048 tokens, linear + delta rule.
     "infini": {
+        **_PLAIN,
         "n_init": 0,
         "n_local": 2048,
         "window": "segment",
@@ -46,6 +58,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
     # Xu et al., arXiv 2411.05787: full attention at a refresh, the best 4,096 tokens between two.
     "recycled": {
+        **_PLAIN,
         "n_init": 128,
         "n_local": 4096,
         "lookup": "all",
@@ -56,7 +69,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pool_tokens": 7,
     },
     # Attention to everything; beyond n_local at the constant distance n_local.
-    "full": {"lookup": "all", "stride": 1},
+    "full": {**_PLAIN, "lookup": "all", "stride": 1},
 }
 
 NAMES = tuple(_PRESETS)
