@@ -1,12 +1,19 @@
 """Trains nano with a compressive memory alone (Infini-attention, arXiv 2404.07143) to keep a pass key.
 
-python examples/train_infini.py pretrain --work WORK --rows 6       # nano reads long dialogues
-python examples/train_infini.py finetune --work WORK --rule linear  # then the pass-key task
+python examples/train_infini.py finetune --work WORK --rule linear  # 550 steps, 15 minutes on a CPU core
 python examples/train_infini.py evaluate --work WORK --rule linear  # 32K to 1M tokens
+python examples/train_infini.py engine --work WORK --rule linear    # the same through sessions
+python examples/train_infini.py report --work WORK --out FILE
+python examples/train_infini.py pretrain --work WORK                # before finetune, if at all
 
 Attention sees its own segment of 64 tokens and nothing before it; there are no blocks. Every command
 goes on where it stopped. `finetune` ends by writing WORK/RULE/model: a transformers folder with its
-gate file, which MemoryConfig.preset("infini") takes.
+gate file, which MemoryConfig.preset("infini") takes. nano has been trained on dialogues, so fine-tuning
+starts from it directly; `pretrain` first lets it read dialogues of 16 segments with the memory.
+
+What it takes, found by trying: gates that start at 0.27 (at 0.5 the memory's noise drowned what the model
+could do, and 400 steps with ELU + 1 did not leave the plateau), texts that start at 4 segments, a filler
+segment that counts as read up to 16,384 times, and answers that lie across the edge of two segments.
 """
 
 from __future__ import annotations
@@ -78,7 +85,7 @@ def evaluate(args: argparse.Namespace) -> None:
     recurrent.eval()
     file = args.work / args.rule / "evaluation.json"
     done = json.loads(file.read_text()) if file.exists() else []
-    for depth in DEPTHS:
+    for depth in args.depths:
         if sum(row["depth"] == depth for row in done) < len(LENGTHS):
             done = [row for row in done if row["depth"] != depth]
             started = time.perf_counter()
@@ -101,7 +108,7 @@ def engine(args: argparse.Namespace) -> None:
     print(rows[0], flush=True)
     file = args.work / args.rule / "engine.json"
     for length, samples in zip(LENGTHS, args.samples, strict=True):
-        for depth in DEPTHS:
+        for depth in args.depths:
             for _ in range(samples):
                 started = time.perf_counter()
                 found, tokens = ask(
@@ -183,6 +190,7 @@ def main() -> None:
         default=[20, 10, 5, 5, 5],
         help="keys asked for at 32K, 128K, 256K, 512K and 1M tokens, at each depth",
     )
+    parser.add_argument("--depths", nargs="+", choices=DEPTHS, default=DEPTHS)
     parser.add_argument("--out", type=Path, help="file that report writes")
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation")
     args = parser.parse_args()

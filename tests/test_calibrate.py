@@ -10,7 +10,7 @@ import torch
 from command import Command
 from tiny import attached, qwen3, tokens
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from longmem import ConfigError, Engine, InputError, MemoryConfig
 from longmem.attention import ModelInfo, forward
@@ -168,6 +168,22 @@ def test_calibrated_gates_never_raise_the_held_out_loss(
     assert [layer.layer for layer in found.layers] == [0, 1, 2]
     assert (feature_map == "learned") == bool(found.gates.features)
     json.dumps(found.figures(), allow_nan=False)
+
+
+def test_layers_with_a_window_of_their_own_stay_closed_and_the_file_loads(tmp_path: Path) -> None:
+    shape = qwen3().config.to_dict() | {"sliding_window": 12, "use_sliding_window": True}
+    shape["layer_types"] = ["full_attention", "sliding_attention", "full_attention"]
+    torch.manual_seed(0)
+    model, info = attached(Qwen3ForCausalLM(Qwen3Config(**shape)).eval())
+    assert info.layers[1].sliding == 12
+    config = with_memory(feature_map="learned")
+    found = calibrate(model, info, config, [torch.tensor(tokens(300))], context=60, feature_steps=8)
+    assert found.layers[1].heads_open == 0 and found.layers[1].loss_alone is None
+    assert max(layer.heads_open for layer in found.layers) > 0
+    path, compressive = tmp_path / "g.safetensors", config.compressive
+    assert compressive is not None
+    save_gates(path, found.gates, model, compressive)
+    assert torch.equal(load_gates(path, model, info.layers, compressive).gate, found.gates.gate)
 
 
 def test_a_learned_map_comes_nearer_to_full_attention() -> None:

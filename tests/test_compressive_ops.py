@@ -154,10 +154,11 @@ def test_a_binding_told_again_is_still_retrieved(rule):
         torch.testing.assert_close(answer, torch.ones_like(answer))
 
 
-def test_the_delta_rule_as_printed_halves_a_binding_told_twice():
-    first, second = retrieved_after_each_telling("delta_literal", times=2)
+def test_the_delta_rule_as_printed_halves_a_binding_told_again():
+    first, *later = retrieved_after_each_telling("delta_literal", times=4)
     torch.testing.assert_close(first, torch.ones_like(first))
-    torch.testing.assert_close(second, torch.full_like(second, 0.5))
+    for answer in later:
+        torch.testing.assert_close(answer, torch.full_like(answer, 0.5))
 
 
 def test_the_delta_rule_replaces_what_a_key_held():

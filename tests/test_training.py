@@ -8,7 +8,12 @@ import pytest
 import torch
 from tiny import VOCAB, qwen3, read_in_passes
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from longmem.attention import attach, forward, route
 from longmem.config import Compressive, MemoryConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -54,8 +55,8 @@ class Study:
         return sums
 
     def feature_maps(self, texts: Sequence[Tensor], steps: int) -> dict[int, Tensor]:
-        """W ``[H_kv, D, D]`` of every full layer, fitted on texts, each ``[N]``, in about `steps`
-        Adam steps."""
+        """W ``[H_kv, D, D]`` of every layer, fitted on texts, each ``[N]``, in about `steps` Adam steps;
+        the identity where a sliding window of the layer's own leaves no use for it."""
         total = sum(map(len, texts))
         learning = {
             spec.index: TransferLayer(spec, self.info.max_positions, self.config, steps / total)
@@ -69,7 +70,8 @@ class Study:
                 layers[i] = layer
             for done, _ in read(self.model, self._no_memory(), part, _Whole(layers)):
                 self.watch("feature maps", start + done.stop, total)
-        return {i: layer.weight.detach() for i, layer in learning.items()}
+        maps = {s.index: torch.eye(s.dim).repeat(s.kv_heads, 1, 1) for s in self.info.layers}
+        return maps | {i: layer.weight.detach() for i, layer in learning.items()}
 
     def _whole(self) -> list[LayerMemory]:
         return [whole_layer(spec, self.info.max_positions) for spec in self.info.layers]

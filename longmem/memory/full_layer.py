@@ -11,10 +11,11 @@ from longmem.config import MemoryConfig
 from longmem.memory.blocks import BlockTable
 from longmem.memory.compressive import CompressiveMemory
 from longmem.memory.layer import LayerMark, LayerMemory, Part
-from longmem.memory.lookup import Chosen, Lookup, attends_blocks
+from longmem.memory.lookup import Chosen, Lookup
 from longmem.memory.placement import BlockTier
 from longmem.memory.reading import AttentionCall, Choice, Reading, ReadSpan
 from longmem.memory.recycled import RecycledSet
+from longmem.memory.role import LayerRole
 from longmem.memory.spec import LayerSpec
 from longmem.memory.working_set import WorkingSet
 from longmem.ops.working_set_attention import attend
@@ -41,21 +42,12 @@ class FullLayer(LayerMemory):
     ) -> None:
         super().__init__(spec, config.n_local)
         self.table = table
+        self.role = role = LayerRole.of(spec, config)
         self.lookup = Lookup(spec, config)
-        lookup = config.lookup_layers
-        self.indexed = lookup == "all" or spec.index in lookup
-        """Whether representatives are kept; also with topk = 0, which a later process may raise."""
-        self._all = config.lookup == "all" and attends_blocks(spec, config)
-        self._looks_up = config.topk > 0 and self.indexed and not self._all
-        attends = self._all or (config.topk > 0 and attends_blocks(spec, config))
-        self._attends = attends
-        self.tier = BlockTier(spec.index, host_bytes, attends)
+        self.tier = BlockTier(spec.index, host_bytes, role.attends)
+        room = config.topk + config.contiguity if role.attends and not role.takes_all else 0
         self.working_set = WorkingSet(
-            spec,
-            table.n_init,
-            config.topk + config.contiguity if attends and not self._all else 0,
-            config.block_size,
-            config.far_positions == "ordered",
+            spec, table.n_init, room, config.block_size, config.far_positions == "ordered"
         )
         self.closed = -1
         """Closed blocks; -1 while not even the initial tokens have left the window."""
@@ -63,7 +55,7 @@ class FullLayer(LayerMemory):
         """The oldest block that can be looked up; older ones were dropped (MemoryConfig.max_blocks)."""
         self.compressive = compressive
         self._by_lse = config.compressive is not None and config.compressive.mix == "lse"
-        self._folds_dropped = self._by_lse and attends
+        self._folds_dropped = self._by_lse and role.attends
         self.recycled: RecycledSet | None = None
         if config.topk_tokens is not None:
             self.recycled = RecycledSet(
@@ -71,16 +63,13 @@ class FullLayer(LayerMemory):
             )
         self._max_blocks = config.max_blocks
         self._mass_of = config.repr_by
-        below = [] if lookup == "all" or not config.topk else [x for x in lookup if x < spec.index]
-        self._follows = max(below, default=None)
-        """The look-up layer whose choices this one shares, if it looks none up itself."""
         self.exported_blocks = 0
         """Blocks of which the representatives are stored."""
         self.fetched = 0
         """Blocks placed into the working set so far."""
 
     def _begin(self, whole: Part, reading: Reading) -> Sequence[int]:
-        if self._looks_up:
+        if self.role.looks_up:
             self.lookup.begin(whole.q_far, reading.spans)
         return super()._begin(whole, reading)
 
@@ -135,8 +124,8 @@ class FullLayer(LayerMemory):
         """Whether this layer looks up at span i, or the layer does whose choices it shares."""
         done = reading.refreshed.setdefault(i, [])
         layer = self.spec.index
-        if not (self._looks_up or self._all):
-            return self._follows is None or self._follows in done
+        if not (self.role.looks_up or self.role.takes_all):
+            return self.role.follows is None or self.role.follows in done
         if reading.decide is not None:
             yes = reading.decide(layer, part.q_far[:, : span.voters])
         else:
@@ -150,12 +139,12 @@ class FullLayer(LayerMemory):
         self._close(self.table.closed(self.local.first + len(self.local)))
         if self.recycled is not None:
             self.recycled.clear()
-        if self._all:
+        if self.role.takes_all:
             self._place_all()
             return
-        if self._looks_up and self.closed > self.first:
+        if self.role.looks_up and self.closed > self.first:
             reading.chosen[i] = self._look_up(q_far, i, reading)
-        self._place(reading.chosen.get(i, ((),)) if self._attends else ((),))
+        self._place(reading.chosen.get(i, ((),)) if self.role.attends else ((),))
 
     def _look_up(self, q_far: Tensor, i: int, reading: Reading) -> Chosen:
         """The blocks of the span's far queries ``[H, T, D]``."""
@@ -199,7 +188,7 @@ class FullLayer(LayerMemory):
             start, stop = self.table.span(self.closed)
             n = stop - start
             raw = self.local.raw[:, :n]
-            if self.indexed:
+            if self.role.indexed:
                 self.lookup.add(raw, self.local.mass[:, :n])
             self.tier.put(self.closed, torch.stack((raw, self.local.v[:, :n])))
             self._leave(n)
@@ -255,7 +244,7 @@ class FullLayer(LayerMemory):
 
     def _drop_front(self) -> None:
         """Let look-ups choose among blocks from `first` on."""
-        if self.indexed:
+        if self.role.indexed:
             self.lookup.drop_front(self.first)
 
     def commit(self) -> None:
@@ -263,7 +252,7 @@ class FullLayer(LayerMemory):
         self.exported_blocks = max(self.closed, 0)
         self.tier.set_durable(self.exported_blocks)
         self.tier.forget(self.first)
-        if self.indexed:
+        if self.role.indexed:
             self.lookup.release(self.first)
 
     def restore(self, closed: int, keys: Tensor | None, counts: Tensor | None) -> None:
@@ -275,7 +264,7 @@ class FullLayer(LayerMemory):
         self.exported_blocks = max(closed, 0)
         if self._max_blocks is not None:
             self.first = max(0, closed - self._max_blocks)
-            if self.indexed:
+            if self.role.indexed:
                 self.lookup.index.drop_front(self.first)
 
     @property

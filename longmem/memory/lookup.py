@@ -117,9 +117,3 @@ class Lookup:
         first, n = self.index.first, len(self.index)
         blocks = with_neighbours([first + b for b in best], self._contiguity, first, n)
         return tuple(sorted(blocks))
-
-
-def attends_blocks(spec: LayerSpec, config: MemoryConfig) -> bool:
-    """Whether a layer attends to looked-up blocks: it looks up itself or shares a layer below."""
-    lookup = config.lookup_layers
-    return spec.sliding is None and (lookup == "all" or spec.index >= lookup[0])

@@ -33,7 +33,7 @@ def restore_layers(
         each.restore(closed, blocks.get(f"representatives.{i}"), blocks.get(f"counts.{i}"))
         if closed >= 0:
             each.working_set.set_initial(*_rows(read_rows, each.spec, 0, each.table.n_init))
-        if each.indexed and each.lookup.derived:
+        if each.role.indexed and each.lookup.derived:
             _index_again(each, read_rows)
     for layer in layers:
         i = layer.spec.index

@@ -16,10 +16,10 @@ from longmem.memory.full_layer import FullLayer
 from longmem.memory.gates import Gates
 from longmem.memory.journal import Journal
 from longmem.memory.layer import LayerMark, LayerMemory
-from longmem.memory.lookup import attends_blocks
 from longmem.memory.placement import RowReader
 from longmem.memory.reading import AttentionCall, Decide, Reading, ReadSpan
 from longmem.memory.restoring import restore_layers
+from longmem.memory.role import LayerRole
 from longmem.memory.segment_layer import SegmentLayer
 from longmem.memory.sliding_layer import SlidingLayer
 from longmem.memory.spec import LayerSpec
@@ -190,7 +190,7 @@ class SessionMemory:
             state[f"place.{layer.spec.index}"] = torch.tensor(place, dtype=torch.int64)
         for layer in full:
             i = layer.spec.index
-            if layer.indexed:
+            if layer.role.indexed:
                 keys, counts = layer.lookup.index.export(layer.exported_blocks)
                 blocks[f"representatives.{i}"] = keys.cpu()
                 blocks[f"counts.{i}"] = counts
@@ -226,7 +226,7 @@ class SessionMemory:
     def _similar_keys(self, start: int, stop: int) -> Tensor:
         """Raw keys ``[stop - start, H_kv * D]`` of the first layer that looks up, or of the first."""
         full = self.full_layers
-        local = next((layer for layer in full if layer.indexed), full[0]).local
+        local = next((layer for layer in full if layer.role.indexed), full[0]).local
         keys = local.raw[:, start - local.first : stop - local.first]
         return keys.transpose(0, 1).flatten(1)
 
@@ -234,7 +234,7 @@ class SessionMemory:
 def _layers(
     specs: Sequence[LayerSpec], config: MemoryConfig, table: BlockTable, gates: Gates | None
 ) -> list[LayerMemory]:
-    sharing = max(1, sum(attends_blocks(spec, config) for spec in specs))
+    sharing = max(1, sum(LayerRole.of(spec, config).attends for spec in specs))
     return [_layer(spec, config, table, gates, config.host_bytes // sharing) for spec in specs]
 
 

@@ -17,7 +17,7 @@ def memory() -> MemoryConfig:
     return MemoryConfig(
         n_init=8,
         n_local=96,
-        block_size=64,
+        block_size=80,
         block_boundaries="turn",
         topk=4,
         repr_topk=24,

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from longmem.memory import SessionMemory
 from longmem.memory.full_layer import FullLayer
-from longmem.memory.lookup import attends_blocks
 
 if TYPE_CHECKING:
     from longmem.engine import Engine
@@ -76,15 +75,14 @@ def weight_bytes(model: PreTrainedModel) -> int:
 def _fetched(layer: FullLayer, memory: SessionMemory) -> int:
     """Most tokens of blocks that a look-up lets a layer attend to."""
     config, edges = memory.config, memory.table.edges
-    if layer.closed <= layer.first or not attends_blocks(layer.spec, config):
+    if layer.closed <= layer.first or not layer.role.attends:
         return 0
     closed = edges[layer.closed] - edges[layer.first]
     if config.lookup == "all":
         return closed
-    most = config.topk + config.contiguity if config.topk else 0
-    return min(most * config.block_size, closed)
+    return min((config.topk + config.contiguity) * config.block_size, closed)
 
 
 def _scored(layer: FullLayer) -> int:
     """Bytes of index rows that a layer scores in a look-up."""
-    return layer.lookup.row_bytes if layer.indexed else 0
+    return layer.lookup.row_bytes if layer.role.indexed else 0

@@ -45,7 +45,7 @@ def update_naive(
     already holds leaves it as it is; z += gamma phi(k) with gamma = 1 - phi(k) z / |phi(k)|^2, in
     [0, 1]: z grows only by what is new (ARMT, arXiv 2407.04841, section 3.2).
     "delta_literal": M as in "delta", z as in "linear", as Infini-attention prints it: a binding
-    told n times is then retrieved as v / n.
+    told again is then retrieved as v / 2.
 
     Args:
         state: changed in place: it gets new tensors.
