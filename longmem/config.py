@@ -28,9 +28,9 @@ class Compressive(_Settings):
     """Settings of the compressive memory (Infini-attention, arXiv 2404.07143). None is stored: M and z
     are folded again from stored keys and values when a session is resumed."""
 
-    rule: Literal["linear", "delta", "delta_literal"] = "delta"
+    rule: Literal["linear", "delta", "delta_literal"] = "linear"
     """How M is updated: equation 8; equation 9 with ARMT's correction of z (arXiv 2407.04841); equation 9
-    as printed."""
+    as printed. Over very long streams the correction drifts (docs/methods.md)."""
     feature_map: Literal["elu", "dpfp", "learned"] = "elu"
     """sigma: ELU + 1 (the paper), DPFP-3 (ARMT), or the maps of the gate file (LoLCATs)."""
     mix: Literal["gate", "lse"] = "gate"

@@ -78,7 +78,7 @@ def calibrate(
     window: Window = None,
     context: Context = None,
     separator: Separator = None,
-    rule: Annotated[Rule, typer.Option(help="How memory is updated.")] = Rule.DELTA,
+    rule: Annotated[Rule, typer.Option(help="How memory is updated.")] = Rule.LINEAR,
     feature_map: Annotated[
         FeatureMap | None, typer.Option(help="sigma.  [default: elu]", show_default=False)
     ] = None,
