@@ -32,7 +32,7 @@ _INFLLM = {
 }
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    # Ours: the defaults, chosen by `longmem bench recall` (docs/performance.md).
+    # Ours: the defaults of MemoryConfig.
     "longmem": {},
     # Xiao et al., arXiv 2402.04617, section 4.1: blocks of 128, 4 representatives, 16 blocks.
     "infllm": _INFLLM,
