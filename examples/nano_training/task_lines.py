@@ -14,14 +14,14 @@ from longmem.nano.pool import Pool
 from nano_training.lines import INVENTED, Line
 
 SHARES = {
-    "key_value": 0.20,
-    "multi_key": 0.08,
-    "multi_value": 0.34,
-    "multi_query": 0.22,
+    "key_value": 0.08,
+    "multi_key": 0.30,
+    "multi_value": 0.38,
+    "multi_query": 0.12,
     "lines": 0.06,
     "passkey": 0.02,
     "number_string": 0.02,
-    "variable_tracking": 0.06,
+    "variable_tracking": 0.02,
 }
 """How often a group of rows is of each task."""
 
