@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         StaleWriterError,
         StoreError,
         StoreFormatError,
+        StoreFullError,
         StoreLockedError,
         StoreReadOnlyError,
         TurnTooLargeError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from longmem.reply_stream import ReplyStream
     from longmem.sampling import Sampling
     from longmem.session import Session
+    from longmem.session_pool import SessionPool
     from longmem.store import Store
     from longmem.types import Recalled, Reply, SessionStats, Timings, Turn, Usage
 
@@ -56,11 +58,13 @@ __all__ = [
     "SessionError",
     "SessionInUseError",
     "SessionNotFoundError",
+    "SessionPool",
     "SessionStats",
     "StaleWriterError",
     "Store",
     "StoreError",
     "StoreFormatError",
+    "StoreFullError",
     "StoreLockedError",
     "StoreReadOnlyError",
     "Timings",
@@ -88,6 +92,7 @@ _MODULES = {
         "StaleWriterError",
         "StoreError",
         "StoreFormatError",
+        "StoreFullError",
         "StoreLockedError",
         "StoreReadOnlyError",
         "TurnTooLargeError",
@@ -96,6 +101,7 @@ _MODULES = {
     "reply_stream": ("ReplyStream",),
     "sampling": ("Sampling",),
     "session": ("Session",),
+    "session_pool": ("SessionPool",),
     "store": ("Store",),
     "types": (
         "Recalled",

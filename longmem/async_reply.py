@@ -61,6 +61,7 @@ class AsyncReplyStream:
     def __init__(self, stream: ReplyStream, underway: Underway) -> None:
         self._stream = stream
         self._underway = underway
+        self._workers = stream.workers
         self._begun = self._ended = False
         self.leaving = False
         """Whether the exchange is being dropped."""
@@ -94,18 +95,25 @@ class AsyncReplyStream:
         self._end()
         return reply
 
+    async def finish(self) -> Reply:
+        """Decode to the end and give the whole reply."""
+        reply = await self._in_thread(self._stream.finish)
+        self._end()
+        return reply
+
     async def cancel(self) -> None:
         """Drop the exchange: neither the user's turn nor the reply leave a trace. Without effect
         once the reply is through."""
         if self._ended:
             return
         self.leaving = True
+        self._stream.give_up()
         await asyncio.shield(asyncio.to_thread(self._stream.cancel))
         self._end()
 
     async def next_piece(self) -> str | None:
         """The next piece of text; None at the end."""
-        piece = await self._in_thread(self._stream.next_piece)
+        piece = self._stream.poll() or await self._in_thread(self._stream.next_piece)
         if piece is None:
             self._end()
         return piece
@@ -122,7 +130,7 @@ class AsyncReplyStream:
             if not self._begun:
                 self._begun = True
                 await self._underway.enter(self)
-            return await asyncio.to_thread(step)
+            return await self._workers.run(step)
         except asyncio.CancelledError:
             await self.cancel()
             raise

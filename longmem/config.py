@@ -5,32 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from longmem.errors import ConfigError
+from longmem.settings import Settings
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class _Settings(BaseModel):
-    """Frozen settings whose errors are readable."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(_readable(error, type(self).__name__)) from None
-
-
-class Compressive(_Settings):
+class Compressive(Settings):
     """Settings of the compressive memory (Infini-attention, arXiv 2404.07143). None is stored: M and z
     are folded again from stored keys and values when a session is resumed."""
 
     rule: Literal["linear", "delta", "delta_literal"] = "linear"
     """How M is updated: equation 8; equation 9 with ARMT's correction of z (arXiv 2407.04841); equation 9
-    as printed. Over very long streams the correction drifts (docs/methods.md)."""
+    as printed. The correction needs feature_map = "dpfp" and chunk <= 16, else z stays that of the first
+    chunk (docs/methods.md)."""
     feature_map: Literal["elu", "dpfp", "learned"] = "elu"
     """sigma: ELU + 1 (the paper), DPFP-3 (ARMT), or the maps of the gate file (LoLCATs)."""
     mix: Literal["gate", "lse"] = "gate"
@@ -52,8 +41,14 @@ class Compressive(_Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _gates_have_a_path(self) -> Self:
+        if self.gates is not None and not str(self.gates):
+            raise ValueError("gates is an empty path; name a gate file, or give None for none")
+        return self
 
-class MemoryConfig(_Settings):
+
+class MemoryConfig(Settings):
     """Settings of one engine's memory. Frozen; `replace` makes a changed copy.
 
     Those marked (stored) decide what is on disk: a session written under other values is refused
@@ -76,7 +71,7 @@ class MemoryConfig(_Settings):
     the model did not expect (EM-LLM) (stored)."""
     min_block: PositiveInt = 1
     """Fewest tokens of a block that ends at a turn or a surprise (stored)."""
-    surprise_gamma: Annotated[float, Field(ge=0)] = 1.0
+    surprise_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """How many standard deviations above the mean a token's surprise starts a block (stored). EM-LLM."""
     surprise_window: Annotated[int, Field(ge=2)] = 64
     """Tokens that mean and deviation of the surprise are taken over (stored). EM-LLM."""
@@ -101,6 +96,15 @@ class MemoryConfig(_Settings):
     """What a refresh attends to: the `topk` best blocks, or all (full attention; Recycled Attention)."""
     lookup_span: PositiveInt = 512
     """Most tokens read under one look-up, in tokens (stored with each turn)."""
+    two_level_above: Annotated[int, Field(ge=0)] | None = 10_000
+    """Blocks to choose from above which look-ups read groups of representatives first; None: never. Of the
+    scorers "soft_vote" can."""
+    two_level_shelf: Annotated[int, Field(ge=1, le=32_767)] = 4096
+    """Consecutive blocks whose representatives are grouped together, once."""
+    two_level_group: PositiveInt = 64
+    """Representatives per group, in rows. After a change sessions are grouped anew when they are opened."""
+    two_level_probe: PositiveInt = 128
+    """Groups per KV head whose representatives a two-level look-up reads."""
     lookup_layers: Literal["all"] | tuple[int, ...] = "all"
     """Layers that look blocks up (stored). The others attend to the blocks chosen by the nearest such layer
     below them, those below the first to none."""
@@ -122,26 +126,40 @@ class MemoryConfig(_Settings):
     """Neighbouring tokens whose scores are max-pooled before `topk_tokens` are taken; odd. SnapKV: 7."""
     compressive: Compressive | None = None
     """The compressive memory; None has none. Infini-attention."""
+    codec: Literal["exact", "bf16", "int8", "int4"] = "exact"
+    """How closed blocks are kept beyond the device and attended to: as the model made them, rounded to
+    bfloat16, or in 8 or 4 bits (stored). KIVI, arXiv 2402.02750; see `longmem.codec`."""
+    device_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes of closed blocks one session keeps on the model's device, the block index counted inside if it
+    lies there. None: 0 on a CPU, whose memory is the host's, 1 GiB elsewhere."""
     host_bytes: Annotated[int, Field(ge=0)] = 4 * 2**30
-    """Bytes of closed blocks one session keeps in host memory once they are durable in a store."""
+    """Bytes of closed blocks one session keeps in host memory once they are durable in a store; on a CPU
+    the block index counts inside. 0 reads every block from the store."""
     max_turn_bytes: PositiveInt = 4 * 2**20
     """Longest text of one turn, in UTF-8 bytes."""
+    max_bytes: PositiveInt | None = None
+    """Most bytes a session may hold in its store, files and rows; an exchange that would exceed it is
+    refused. None: no limit. Kept with the session; what it was last opened with holds."""
+    ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds after its last commit when a session may be deleted by `Store.sweep`; None: never. Kept
+    with the session; what it was last opened with holds."""
     keep_reasoning: bool = True
     """Whether the reasoning of a reply stays in memory (stored); `Reply.text` never has it."""
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
         layers = self.lookup_layers
-        if layers != "all" and (not layers or sorted(set(layers)) != list(layers)):
+        if layers != "all" and (not layers or sorted(set(layers)) != list(layers) or layers[0] < 0):
             raise ValueError('lookup_layers must be "all" or ascending layer numbers, like (2, 3)')
         return self
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:
-        if self.max_blocks is not None and self.max_blocks < self.topk + self.contiguity:
+        chosen = self.topk + self.contiguity if self.lookup == "topk" else 0
+        if self.max_blocks is not None and self.max_blocks < chosen:
             raise ValueError(
-                f"max_blocks = {self.max_blocks} is below topk + contiguity = "
-                f"{self.topk + self.contiguity}: a look-up could not fill the working set; raise it"
+                f"max_blocks = {self.max_blocks} is below topk + contiguity = {chosen}: a look-up could "
+                "not fill the working set; raise it"
             )
         if self.lookup == "all" and self.far_positions == "ordered":
             raise ValueError(
@@ -170,13 +188,45 @@ class MemoryConfig(_Settings):
             raise ValueError(f"pool_tokens = {self.pool_tokens} is even; choose an odd number")
         return self
 
+    @model_validator(mode="after")
+    def _compressive_is_fed(self) -> Self:
+        if self.compressive is None:
+            return self
+        blocks = self.topk > 0 or self.lookup == "all"
+        if self.compressive.mix == "lse" and blocks and self.max_blocks is None:
+            raise ValueError(
+                'mix="lse" holds what a block limit drops, and there is none: set max_blocks, or topk = 0 '
+                'and lookup="topk"'
+            )
+        if self.codec != "exact":
+            raise ValueError(
+                f'codec="{self.codec}" does not go with a compressive memory, which is folded again from '
+                'exact keys and values when a session is resumed; set codec="exact" or compressive=None'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_without_effect(self) -> Self:
+        if self.contiguity and not self.topk and self.lookup == "topk":
+            raise ValueError(
+                f"contiguity = {self.contiguity} adds neighbours to looked-up blocks, and topk = 0 looks "
+                "none up; set contiguity = 0, too"
+            )
+        if self.refine != "none" and self.block_boundaries != "surprise":
+            raise ValueError(
+                f'refine="{self.refine}" moves boundaries of surprise, and block_boundaries is '
+                f'"{self.block_boundaries}"; set refine="none", or block_boundaries="surprise"'
+            )
+        return self
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MemoryConfig:
         """A method of the field as its paper has it; see `longmem.presets` for the names.
 
         Args:
             name: "longmem", "infllm", "em-llm", "streaming-llm", "infini", "recycled" or "full".
-            changes: settings to change, such as sizes that fit a small model.
+            changes: settings to change, such as sizes that fit a small model. Of a compressive memory,
+                a mapping or `Compressive`, what is given is changed, and the rest stays the preset's.
 
         Raises:
             ConfigError: there is no preset of that name, or a value is out of range.
@@ -185,6 +235,8 @@ class MemoryConfig(_Settings):
 
         values = settings(name)
         inner, base = changes.get("compressive"), values.get("compressive")
+        if isinstance(inner, Compressive):
+            inner = inner.model_dump(exclude_unset=True)
         if isinstance(inner, dict) and base is not None:
             changes["compressive"] = {**base, **inner}
         return cls(**{**values, **changes})
@@ -196,23 +248,3 @@ class MemoryConfig(_Settings):
             ConfigError: a value is out of range or a name unknown.
         """
         return MemoryConfig(**{**self.model_dump(), **changes})
-
-
-def _readable(error: ValidationError, settings: str) -> str:
-    """One line per wrong setting, without pydantic's links."""
-    lines = []
-    for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"]) or settings
-        if item["type"] == "extra_forbidden":
-            lines.append(
-                f"{settings} has no setting {name!r}; see longmem.config.{settings} for the list"
-            )
-        else:
-            where = name if name == settings else f"{settings}.{name}"
-            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{_given(item)}")
-    return "\n".join(lines)
-
-
-def _given(item: Any) -> str:
-    """The value that was refused, if it is one value."""
-    return f" (given: {item['input']!r})" if item["loc"] else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from longmem.ledger import Draft
 from longmem.memory import Mark, SessionMemory
 from longmem.sampling import Sampling, load_generator, new_generator, save_generator
 from longmem.store import TurnRecord
+from longmem.strand import StrandInPass
 
 if TYPE_CHECKING:
     from longmem.engine import Engine
@@ -83,8 +84,11 @@ class Conversation:
             transaction = Transaction(self)
             try:
                 yield transaction
+            except StrandInPass:  # memory is being read into: it cannot be undone from here
+                self._broken = True
+                raise
             finally:
-                if not transaction.committed:
+                if not (transaction.committed or self._broken):
                     self._forget(before, mark, rng)
         finally:
             self.running = None
@@ -132,7 +136,7 @@ class Conversation:
             handle = self.ledger.handle
             self.memory = self.engine.new_memory(n_init, journal=handle is not None)
             if handle is not None:
-                self.memory.attach(handle.read_kv)
+                self.memory.attach(handle)
         return self.memory
 
     def recent_ids(self) -> list[int]:
@@ -160,9 +164,14 @@ class Transaction:
         return self.conversation.memory
 
     def decoding(
-        self, role: str, text: str, sampling: Sampling, extensions: Extensions
+        self,
+        role: str,
+        text: str,
+        sampling: Sampling,
+        extensions: Extensions,
+        stopping: Callable[[], bool],
     ) -> Decoding:
-        """A reply to a turn."""
+        """A reply to a turn; `stopping` is asked between tokens whether to end it there."""
         conversation = self.conversation
         user = conversation.segment(role, text, conversation.ledger.last_role)
         recent = conversation.recent_ids()
@@ -178,6 +187,7 @@ class Transaction:
             extensions,
             conversation.generator,
             recent,
+            stopping,
         )
 
     def commit(self, drafts: Sequence[Draft]) -> list[TurnRecord]:

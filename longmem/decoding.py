@@ -1,20 +1,21 @@
-"""The decode loop of one reply: read the turn, then sample, feed, and give out text."""
+"""The steps of one reply: read the turn, then sample, feed, and give out text."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from longmem.feeding import Feed, Segment
+from longmem.feeding import Fed, Feed, Request, Segment, Together
 from longmem.ledger import Draft
 from longmem.memory import Choice, ReadSpan, SessionMemory
 from longmem.recycling import ReplyLookups, costs_of, get_policy
 from longmem.sampling import Sampler, Sampling
+from longmem.strand import Steps
 from longmem.text_stream import TextStream
 from longmem.types import FinishReason, Usage
 
@@ -52,6 +53,7 @@ class Decoding:
         extensions: the user's own processors and criteria.
         generator: source of randomness.
         recent: ids in the local window, for logits processors.
+        stopping: asked between tokens whether to end the reply here.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Decoding:
         extensions: Extensions,
         generator: torch.Generator,
         recent: Sequence[int],
+        stopping: Callable[[], bool],
     ) -> None:
+        self._stopping = stopping
         self._engine, self._memory = engine, memory
         (self._role, self._user_text), self._user = turn, user
         self._sampling, self._generator = sampling, generator
@@ -85,7 +89,7 @@ class Decoding:
             get_policy(engine.config.recycling)(engine.config, lambda: costs_of(engine, memory)),
             self._spans,
         )
-        self._last: Tensor = torch.empty(0)
+        self._last: Fed | None = None
         self.choices: list[Choice] = []
         self.finish: FinishReason = "length"
         self.first_token_at = 0.0
@@ -99,29 +103,25 @@ class Decoding:
             lead=chat.reply_lead,
         )
 
-    def run(self, stopping: Callable[[], bool], check: Callable[[], None]) -> Iterator[str]:
-        """Decode; yields pieces of text.
-
-        Args:
-            stopping: asked between tokens whether to end the reply here.
-            check: called between passes; may raise to abandon the exchange.
-        """
-        self._read_turn(check)
+    def steps(self, bring: Callable[[str], None]) -> Steps:
+        """Decode, as a strand of the engine's scheduler, which brings pieces of text."""
+        yield from self._read_turn()
         while True:
             token = self._sample()
             if token in self._sampler.eos_ids:
                 self.finish = "eos"
                 break
             if piece := self.text.push(token):
-                yield piece
-            if reason := self._ended(stopping()):
+                bring(piece)
+            if reason := self._ended():
                 self.finish = reason
                 break
-            check()
-            self._step(token)
+            if not (yield from self._step(token)):
+                self.finish = "stopped"
+                break
         if piece := self.text.finish():
-            yield piece
-        self._close_turn()
+            bring(piece)
+        yield from self._close_turn()
 
     def drafts(self) -> list[Draft]:
         """The exchange's two turns, as memory holds them."""
@@ -149,44 +149,67 @@ class Decoding:
             lookups_saved=self._lookups.saved,
         )
 
-    def _read_turn(self, check: Callable[[], None]) -> None:
+    def _read_turn(self) -> Steps:
         """Read the turn and the reply's header, up to the logits of the first sampled token."""
         engine, lead = self._engine, self._header[:-1]
-        engine.read(self._memory, [self._user], lambda done, total: check())
+        yield from engine.reading(self._memory, [self._user], _nobody)
         if not engine.chat.keep_reasoning:
             self._after_turn = self._memory.mark()
         if lead:
             self._spans += engine.spans(len(lead))
-            engine.read(self._memory, [Segment(lead, self._spans)])
-        self._step(self._header[-1], starts_turn=not lead)
+            yield from engine.reading(self._memory, [Segment(lead, self._spans)], _nobody)
+        yield from self._step(self._header[-1], starts_turn=not lead)
 
     def _sample(self) -> int:
-        token = self._sampler.next(self._context.ids, self._last, self._generator)
+        assert self._last is not None
+        token = self._last.best
+        if token is None:
+            logits = self._last.logits[None]
+            token = self._sampler.next(self._context.ids, logits, self._generator)
         self.first_token_at = self.first_token_at or time.perf_counter()
         self._context.append(token)
         self._sampled.append(token)
         self._ids.append(token)
         return token
 
-    def _ended(self, stopping: bool) -> FinishReason | None:
+    def _ended(self) -> FinishReason | None:
         if self.text.stopped:
             return "stop"
-        if stopping:
+        if self._stopping():
             return "stopped"
         if len(self._sampled) >= self._sampling.max_new_tokens:
             return "length"
-        return "stop" if self._sampler.done(self._context.ids, self._last) else None
+        return "stop" if self._criteria_met() else None
 
-    def _step(self, token: int, starts_turn: bool = False) -> None:
-        """Feed one token; the policy says whether blocks are looked up again."""
+    def _criteria_met(self) -> bool:
+        assert self._last is not None
+        criteria = self._sampler.criteria
+        return bool(criteria) and self._sampler.done(self._context.ids, self._last.logits[None])
+
+    def _step(
+        self, token: int, starts_turn: bool = False
+    ) -> Generator[Request, Sequence[Fed], bool]:
+        """Feed one token; the policy says whether blocks are looked up again. False if the reply was
+        stopped before."""
         span, starts = self._lookups.plan(), [0] if starts_turn else []
-        feed = Feed(self._memory, [token], [span], starts, trace=True, decide=self._lookups.decide)
-        (fed,) = self._engine.forward([feed])
-        self._last = fed.logits[None]
-        self.choices += fed.reading.choices
-        self._lookups.done(span, fed.reading)
+        feed = Feed(
+            self._memory,
+            [token],
+            [span],
+            starts,
+            trace=True,
+            decide=self._lookups.decide,
+            best=self._sampler.takes_best,
+        )
+        while not (fed := (yield Together([feed]))):
+            if self._sampled and self._stopping():
+                return False
+        (self._last,) = fed
+        self.choices += self._last.reading.choices
+        self._lookups.done(span, self._last.reading)
+        return True
 
-    def _close_turn(self) -> None:
+    def _close_turn(self) -> Steps:
         """Feed the last sampled token and the template's closing, on the last look-up."""
         chat, last = self._engine.chat, self._sampled[-1]
         closing = chat.close_ids(last)
@@ -197,22 +220,31 @@ class Decoding:
             tail = [last, *closing]
         self._ids += closing
         if tail:
-            self._engine.forward([Feed(self._memory, tail, [ReadSpan(len(tail), 0)])])
+            yield Together([Feed(self._memory, tail, [ReadSpan(len(tail), 0)])])
             self._lookups.extend(len(tail))
 
 
+def _nobody(tokens: int) -> None:
+    """Takes the progress nobody asked for."""
+
+
 class _Context:
-    """Window and reply ids ``[1, n]`` in one preallocated buffer."""
+    """Window and reply ids ``[1, n]`` in one preallocated buffer, filled when somebody looks."""
 
     def __init__(self, ids: Sequence[int], room: int, device: torch.device) -> None:
-        self._buffer = torch.zeros(1, len(ids) + room, dtype=torch.long, device=device)
-        self._buffer[0, : len(ids)] = torch.tensor(list(ids), dtype=torch.long)
-        self._n = len(ids)
+        self._ids = list(ids)
+        self._room, self._device = len(ids) + room, device
+        self._buffer = torch.zeros(1, 0, dtype=torch.long)
+        self._filled = 0
 
     @property
     def ids(self) -> Tensor:
-        return self._buffer[:, : self._n]
+        if not self._buffer.numel():
+            self._buffer = torch.zeros(1, self._room, dtype=torch.long, device=self._device)
+        n = len(self._ids)
+        self._buffer[0, self._filled : n] = torch.tensor(self._ids[self._filled :])
+        self._filled = n
+        return self._buffer[:, :n]
 
     def append(self, token: int) -> None:
-        self._buffer[0, self._n] = token
-        self._n += 1
+        self._ids.append(token)

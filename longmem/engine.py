@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from longmem.attention import attach, forward, implementations
+from longmem.attention import attach, implementations
 from longmem.config import MemoryConfig
 from longmem.errors import ConfigError
-from longmem.fair_lock import FairLock
-from longmem.feeding import Fed, Feed, Segment, check_feeds, passes
+from longmem.feeding import Fed, Feed, Segment, Together, Unread, check_feeds
 from longmem.fingerprint import fingerprint
 from longmem.fit import (
     chat_format,
@@ -27,8 +26,12 @@ from longmem.fit import (
     default_memory,
     usable_device,
 )
-from longmem.gate_file import load_gates
-from longmem.memory import ForwardPass, Gates, Reading, ReadSpan, SessionMemory
+from longmem.gate_file import load_gates, segment_of
+from longmem.memory import Gates, ReadSpan, Scratch, SessionMemory
+from longmem.packing import Outcome, run_packed
+from longmem.scheduler import Scheduler, weakly
+from longmem.strand import Steps, Strand
+from longmem.workers import Workers
 
 if TYPE_CHECKING:
     from longmem.session import Session
@@ -51,13 +54,16 @@ Progress = Callable[[int, int], None]
 class Engine:
     """One model, one tokenizer, one `MemoryConfig`; runs one forward pass at a time.
 
-    Safe to use from several threads: passes queue first come, first served.
+    Safe to use from several threads: sessions that are in use at the same time are read in packed
+    passes, and each gets what it would get alone.
 
     Args:
         model: a Hugging Face decoder with rotary attention. The engine takes over its attention.
         tokenizer: its tokenizer.
         memory: settings; default `MemoryConfig()`, with a window of at most half the trained positions.
-        segment_tokens: most tokens of one forward pass when reading; only a matter of speed.
+        segment_tokens: most tokens of one forward pass when one session reads; only a matter of speed.
+        pass_tokens: most tokens of one forward pass when several sessions are active; a reply waits
+            for no more than one such pass, however long a text another session reads.
 
     Raises:
         UnsupportedModelError: the model keeps state that longmem cannot hold, or its weights hold NaN.
@@ -69,11 +75,13 @@ class Engine:
     tokenizer: PreTrainedTokenizerBase
     memory: InitVar[MemoryConfig | None] = None
     segment_tokens: int = 1024
+    pass_tokens: int = 512
     config: MemoryConfig = field(init=False)
 
     def __post_init__(self, memory: MemoryConfig | None) -> None:
-        if self.segment_tokens < 1:
-            raise ConfigError(f"segment_tokens is {self.segment_tokens}; choose 1 or more")
+        for name in ("segment_tokens", "pass_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; choose 1 or more")
         check_tokenizer(self.model, self.tokenizer)
         check_weights(self.model)
         before = implementations(self.model)
@@ -91,7 +99,10 @@ class Engine:
         self.device = self.model.get_input_embeddings().weight.device
         self.tokens_read = 0
         """Tokens fed to the model so far, over all sessions."""
-        self._turnstile = FairLock()
+        self.scheduler = Scheduler(weakly(self.run_pass), self.pass_tokens, self.segment_tokens)
+        """Packs what sessions read into passes; see its `passes` and `feeds`."""
+        self.workers = Workers()
+        self._scratch = {False: Scratch(), True: Scratch()}
         self._fingerprint: Mapping[str, str] | None = None
 
     @classmethod
@@ -102,6 +113,7 @@ class Engine:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        pass_tokens: int = 512,
         **options: Any,
     ) -> Engine:
         """Load a model and its tokenizer from a folder or the Hugging Face hub.
@@ -111,6 +123,7 @@ class Engine:
             memory: settings of the memory.
             device: default "cuda" where there is one, else "cpu".
             dtype: default float32 on the CPU, else the checkpoint's.
+            pass_tokens: see `Engine`.
             options: passed on to ``AutoModelForCausalLM.from_pretrained``; those about where to load
                 from (``revision``, ``token`` ...) to the tokenizer, too.
 
@@ -131,7 +144,7 @@ class Engine:
             ) from error
         if "device_map" not in options:
             model = model.to(device)
-        return cls(model, tokenizer, memory)
+        return cls(model, tokenizer, memory, pass_tokens=pass_tokens)
 
     @classmethod
     def nano(cls, memory: MemoryConfig | None = None, **options: Any) -> Engine:
@@ -189,43 +202,29 @@ class Engine:
     def forward(self, feeds: Sequence[Feed]) -> list[Fed]:
         """One forward pass over several sessions, packed; none of them sees another.
 
-        Waits for its turn. If the pass fails, memories have to be rewound by the caller.
+        Waits for its turn, and may share the pass with other sessions. If a feed fails, memories have
+        to be rewound by the caller.
 
         Raises:
-            ValueError: spans do not cover the ids, or a memory is fed twice.
+            ValueError: spans do not cover the ids, an id is unknown, or a memory is fed twice.
         """
-        check_feeds(feeds)
-        with self._turnstile:
-            readings = [
-                f.memory.prepare(f.spans, f.turn_starts, trace=f.trace, decide=f.decide)
-                for f in feeds
-            ]
-            ids = torch.tensor([[i for f in feeds for i in f.ids]], device=self.device)
-            run = ForwardPass([(f.memory, r) for f, r in zip(feeds, readings, strict=True)])
-            wanted, last = self._wanted(feeds)
-            logits = forward(self.model, ids, run, wanted.to(self.device))
-            if self.config.block_boundaries == "surprise":
-                self._see(feeds, readings, ids[0], logits)
-            run.finish()
-            self.tokens_read += ids.shape[1]
-        return [Fed(logits[i], reading) for i, reading in zip(last, readings, strict=True)]
+        check_feeds(feeds, self.model.get_input_embeddings().num_embeddings)
 
-    def _wanted(self, feeds: Sequence[Feed]) -> tuple[Tensor, list[int]]:
-        """Which packed tokens' logits a pass has to give, and where each feed's last one is there."""
-        last = torch.tensor([len(f.ids) for f in feeds]).cumsum(0) - 1
-        if self.config.block_boundaries == "surprise":
-            return torch.arange(int(last[-1]) + 1), last.tolist()
-        return last, list(range(len(feeds)))
+        def steps(bring: Callable[[Sequence[Fed]], None]) -> Steps:
+            bring((yield Together(feeds)))
 
-    def _see(
-        self, feeds: Sequence[Feed], readings: Sequence[Reading], ids: Tensor, logits: Tensor
-    ) -> None:
-        """Let each memory compare what the model expected with what came."""
-        start = 0
-        for feed, reading in zip(feeds, readings, strict=True):
-            part = slice(start, start + reading.tokens)
-            feed.memory.see(reading, ids[part], logits[part])
-            start = part.stop
+        (fed,) = self.scheduler.run(Strand(steps))
+        return list(fed)
+
+    def run_pass(self, feeds: Sequence[Feed]) -> Sequence[Outcome]:
+        """What `scheduler` has done by the thread that leads: one pass over what it chose."""
+        surprise = self.config.block_boundaries == "surprise"
+        scratch = self._scratch[
+            torch.is_inference_mode_enabled()
+        ]  # its tensors are good for no other
+        outcomes = run_packed(self.model, feeds, surprise, scratch)
+        self.tokens_read += sum(len(feed.ids) for feed in feeds)
+        return outcomes
 
     def read(
         self,
@@ -241,11 +240,19 @@ class Engine:
             progress: called with (tokens read, tokens to read) after each pass.
         """
         total, done = sum(len(s.ids) for s in segments), 0
-        for feed in passes(memory, segments, min(self.segment_tokens, self._pass_limit)):
-            self.forward([feed])
-            done += len(feed.ids)
+        for tokens in self.scheduler.run(Strand(partial(self.reading, memory, segments))):
+            done += tokens
             if progress is not None:
                 progress(done, total)
+
+    def reading(
+        self, memory: SessionMemory, segments: Sequence[Segment], bring: Callable[[int], None]
+    ) -> Steps:
+        """The steps of `read`, as a part of a strand; brings the tokens of each pass."""
+        unread = Unread(memory, segments, self._pass_limit)
+        while left := unread.tokens:
+            yield unread
+            bring(left - unread.tokens)
 
     def spans(self, n_tokens: int) -> list[ReadSpan]:
         """The look-up spans of a turn of `n_tokens` read at once."""
@@ -270,4 +277,5 @@ class Engine:
         config = self.config.compressive
         if config is None or config.gates is None:
             return None
-        return load_gates(config.gates, self.model, self.info.layers, config)
+        segment = segment_of(self.config)
+        return load_gates(config.gates, self.model, self.info.layers, config, segment)

@@ -15,6 +15,7 @@ LongMemError
     ├── StoreLockedError        another process writes to this store
     ├── StoreFormatError        written by a newer longmem, or no store at all
     ├── StoreReadOnlyError      a write to a store opened with ``read_only=True``
+    ├── StoreFullError          a limit of bytes would be exceeded; nothing was written
     ├── StaleWriterError        the session moved on under this writer; nothing was written
     └── CorruptDataError        a file is missing, short, foreign or fails its checksum
 
@@ -82,6 +83,10 @@ class StoreFormatError(StoreError):
 
 class StoreReadOnlyError(StoreError):
     """The store was opened read-only."""
+
+
+class StoreFullError(StoreError):
+    """A limit of bytes (session, owner or store) would be exceeded; nothing was written."""
 
 
 class StaleWriterError(StoreError):

@@ -31,6 +31,7 @@ _LATER_SETTINGS = (
     "refine",
     "window",
     "repr_by",
+    "codec",
 )
 """Left out while at their defaults, so that sessions written before they existed stay readable."""
 _ADVICE = (

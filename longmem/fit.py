@@ -10,6 +10,7 @@ from longmem.attention import ModelInfo
 from longmem.chat import ChatFormat
 from longmem.config import MemoryConfig
 from longmem.errors import ChatFormatError, ConfigError, TurnTooLargeError, UnsupportedModelError
+from longmem.memory.role import LayerRole
 from longmem.recycling import get_policy
 from longmem.retrieval import get_scorer
 
@@ -104,8 +105,27 @@ def check_fit(config: MemoryConfig, info: ModelInfo) -> None:
             f"lookup_layers is {config.lookup_layers}, but the model's layers with full attention "
             f"are {full}"
         )
+    _check_slots(config, info)
     get_scorer(config.scorer)
     get_policy(config.recycling)
+
+
+def _check_slots(config: MemoryConfig, info: ModelInfo) -> None:
+    """Refuse a device budget that is there, but cannot hold the blocks of one look-up."""
+    roles = {spec: LayerRole.of(spec, config) for spec in info.layers}
+    served = [spec for spec, role in roles.items() if role.attends and not role.takes_all]
+    if not config.device_bytes or not served:
+        return
+    choices = max(spec.kv_heads for spec in served) if config.selection == "kv_head" else 1
+    blocks = choices * (config.topk + config.contiguity)
+    largest = max(spec.bytes_per_token for spec in served)
+    need = blocks * config.block_size * largest * len(served)
+    if config.device_bytes < need:
+        raise ConfigError(
+            f"device_bytes is {config.device_bytes:,}, but the {blocks} blocks of one look-up take "
+            f"{need:,} bytes in the {len(served)} layers that attend to them; raise it, or set 0 for "
+            "no block slots on the device"
+        )
 
 
 def check_weights(model: PreTrainedModel) -> None:

@@ -2,7 +2,7 @@
 
 A safetensors file with "gate" ``[L, H]`` float32 in [0, 1], and where they apply "offset" ``[L, H]``,
 "decay" ``[L, H_kv]`` and "features.<layer>" ``[H_kv, D, D]``. Its metadata names the model's weights and
-the rule, feature map and mix it was made for.
+what it was made for: rule, feature map, mix, decay, chunk, and kind of window.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from longmem.config import Compressive
+from longmem.config import Compressive, MemoryConfig
 from longmem.errors import ConfigError
 from longmem.fingerprint import weights_identity
 from longmem.memory import Gates, LayerSpec
+from longmem.ops.compressive import warn_if_fixed
 
 _FORMAT = "longmem-gates-1"
-_MADE_FOR = ("rule", "feature_map", "mix", "decay", "chunk")
+_MADE_FOR = ("rule", "feature_map", "mix", "decay")
+
+
+def segment_of(config: MemoryConfig) -> int | None:
+    """Tokens of a segment, which are folded at once; None where the window slides."""
+    return config.n_local if config.window == "segment" else None
 
 
 def save_gates(
@@ -30,6 +36,7 @@ def save_gates(
     gates: Gates,
     model: nn.Module,
     config: Compressive,
+    segment: int | None = None,
     **about: str,
 ) -> None:
     """Write the gates of a model.
@@ -39,6 +46,7 @@ def save_gates(
         gates: what to write.
         model: the model they belong to; its weights are hashed.
         config: the settings they were made for.
+        segment: tokens of a segment they were made for (`segment_of`); None: a sliding window.
         about: more metadata, for people.
     """
     tensors = {"gate": gates.gate.float().contiguous().cpu()}
@@ -48,7 +56,7 @@ def save_gates(
         tensors["decay"] = gates.decay.float().contiguous().cpu()
     for layer, weight in gates.features.items():
         tensors[f"features.{layer}"] = weight.float().contiguous().cpu()
-    made_for = {name: str(getattr(config, name)) for name in _MADE_FOR}
+    made_for = _made_for(config, segment)
     identity = {"format": _FORMAT, "weights": weights_identity(model)}
     new = Path(path).with_name(f".{Path(path).name}.new")
     save_file(tensors, new, metadata={**about, **made_for, **identity})
@@ -56,7 +64,11 @@ def save_gates(
 
 
 def load_gates(
-    path: str | Path, model: nn.Module, layers: Sequence[LayerSpec], config: Compressive
+    path: str | Path,
+    model: nn.Module,
+    layers: Sequence[LayerSpec],
+    config: Compressive,
+    segment: int | None = None,
 ) -> Gates:
     """Read the gates of this model.
 
@@ -65,6 +77,10 @@ def load_gates(
         model: the model; its weights are hashed and compared.
         layers: its attention layers.
         config: the settings the gates are to be used with.
+        segment: tokens of a segment they are to be used with (`segment_of`); None: a sliding window.
+
+    Warns:
+        UserWarning: the settings are such that z stops growing (`longmem.ops.compressive`).
 
     Raises:
         ConfigError: no gate file, one of another model or of other settings, or damaged values.
@@ -77,12 +93,8 @@ def load_gates(
             f"the gate file {path} belongs to a model with other weights; make one for this model "
             f"with `longmem calibrate --out {path}`, or leave Compressive.gates empty"
         )
-    for name in _MADE_FOR:
-        if metadata.get(name) != str(getattr(config, name)):
-            raise ConfigError(
-                f"the gate file {path} was made for {name} = {metadata.get(name)!r}, but the memory is "
-                f"set to {getattr(config, name)!r}; set Compressive.{name}, or calibrate again"
-            )
+    _check_made_for(path, metadata, config, segment)
+    warn_if_fixed(config.rule, config.feature_map, segment or config.chunk)
     _check_values(path, tensors, layers)
     if config.mix == "lse" and "offset" not in tensors:
         raise ConfigError(f'the gate file {path} has no "offset", which mix="lse" needs')
@@ -100,6 +112,34 @@ def load_gates(
         int(name.removeprefix(prefix)): t for name, t in tensors.items() if name.startswith(prefix)
     }
     return Gates(tensors["gate"], tensors.get("offset"), tensors.get("decay"), features)
+
+
+def _made_for(config: Compressive, segment: int | None) -> dict[str, str]:
+    """What gates are only good for; with segments the chunk that is folded at once is a segment."""
+    made_for = {name: str(getattr(config, name)) for name in _MADE_FOR}
+    if segment is None:
+        return {"window": "sliding", **made_for, "chunk": str(config.chunk)}
+    return {"window": "segment", **made_for, "segment": str(segment)}
+
+
+def _check_made_for(
+    path: str | Path, metadata: Mapping[str, str], config: Compressive, segment: int | None
+) -> None:
+    asked = _made_for(config, segment)
+    if (
+        "window" not in metadata
+    ):  # written before it was: the chunk is the setting, and segments may be named
+        del asked["window"]
+        if "segment" not in metadata:
+            asked.pop("segment", None)
+            asked["chunk"] = str(config.chunk)
+    for name, value in asked.items():
+        if metadata.get(name) != value:
+            setting = {"window": "MemoryConfig.window", "segment": "MemoryConfig.n_local"}
+            raise ConfigError(
+                f"the gate file {path} was made for {name} = {metadata.get(name)!r}, but the memory is "
+                f"set to {value!r}; set {setting.get(name, f'Compressive.{name}')}, or calibrate again"
+            )
 
 
 def _read(path: str | Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:

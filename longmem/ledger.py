@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longmem.history import History, ListHistory
 from longmem.memory import ReadSpan, SessionMemory
+from longmem.merging import Merging
 from longmem.store import Commit, SessionHandle, Span, TurnRecord
 
 
@@ -34,6 +35,7 @@ class Ledger:
 
     def __init__(self, handle: SessionHandle | None) -> None:
         self.handle = handle
+        self._merging = Merging(handle)
         self._list = ListHistory()
         info = handle.info if handle is not None else None
         self.head = info.head if info else 0
@@ -86,6 +88,7 @@ class Ledger:
                 self._advance(turns, stop, memory)  # interrupted when it was durable already
                 raise
         self._advance(turns, stop, memory)
+        self._merging.committed(memory)
         return turns
 
     def _advance(self, turns: list[TurnRecord], stop: int, memory: SessionMemory) -> None:

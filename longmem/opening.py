@@ -49,11 +49,12 @@ def open_session(
         return Opened(Ledger(None))
     handle, created = _claim(engine, id, store, owner, metadata)
     try:
-        if rebuild and handle.info.n_turns:
-            rebuild_session(engine, store, handle, session_info(engine, handle.info), progress)
-        elif handle.info.n_turns:
+        if handle.info.n_turns and not rebuild:
             check(handle.info.fingerprint, engine.fingerprint, id)
-        elif not created:
+        handle.limit(max_bytes=engine.config.max_bytes, ttl=engine.config.ttl)
+        if handle.info.n_turns and rebuild:
+            rebuild_session(engine, store, handle, session_info(engine, handle.info), progress)
+        elif not handle.info.n_turns and not created:
             _adopt(engine, store, handle)
         return replace(_resume(engine, handle), created=created)
     except BaseException:
@@ -116,7 +117,7 @@ def _adopt(engine: Engine, store: Store, handle: SessionHandle) -> None:
 
 def _resume(engine: Engine, handle: SessionHandle) -> Opened:
     """Load the snapshot; no token is read again."""
-    snapshot = handle.snapshot()
+    snapshot = handle.snapshot(lazy=SessionMemory.LAZY)
     ledger = Ledger(handle)
     if snapshot is None:
         return Opened(ledger)
@@ -128,5 +129,5 @@ def _resume(engine: Engine, handle: SessionHandle) -> Opened:
     state, blocks = dict(snapshot.state), dict(snapshot.blocks)
     rng = state.pop("rng", None)
     memory = engine.new_memory(int(state["n_init"]), journal=True)
-    memory.restore(snapshot.n_tokens, blocks, state, handle.read_kv)
+    memory.restore(snapshot.n_tokens, blocks, state, handle, snapshot.lazy)
     return Opened(ledger, memory, rng)

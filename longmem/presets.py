@@ -45,7 +45,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "topk": 11,
         "contiguity": 5,
     },
-    # Xiao et al., arXiv 2309.17453: attention sinks and the window, nothing else.
+    # Xiao et al., arXiv 2309.17453: attention sinks and the window, nothing else. Tokens that have left the
+    # window and wait for their block to close are still attended, at the distance n_local.
     "streaming-llm": {**_PLAIN, "n_init": 4, "n_local": 4096, "topk": 0},
     # Munkhdalai et al., arXiv 2404.07143, section 3: segments of 2,048 tokens, linear + delta rule.
     "infini": {
@@ -56,7 +57,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "topk": 0,
         "compressive": {"rule": "delta_literal", "feature_map": "elu", "mix": "gate"},
     },
-    # Xu et al., arXiv 2411.05787: full attention at a refresh, the best 4,096 tokens between two.
+    # Xu et al., arXiv 2411.05787: full attention at a refresh, the best 4,096 tokens between two. Keys beyond
+    # n_local are met at the distance n_local; with n_local = trained positions it is the paper's method.
     "recycled": {
         **_PLAIN,
         "n_init": 128,
@@ -84,7 +86,7 @@ def settings(name: str) -> dict[str, Any]:
     """
     try:
         return dict(_PRESETS[name])
-    except KeyError:
+    except (KeyError, TypeError):  # TypeError: a list or the like
         raise ConfigError(
             f"no preset is called {name!r}; choose one of {', '.join(NAMES)}"
         ) from None

@@ -89,7 +89,7 @@ def _replay(
     staged = store.stage(handle, info)
     try:
         ledger = Ledger(staged)
-        memory.attach(staged.read_kv)
+        memory.attach(staged)
         for batch in _batches(drafts):
             segments = [Segment(draft.ids, draft.spans) for draft in batch]
             engine.read(memory, segments, _shifted(progress, done, total))

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Self
 
 from longmem.errors import SessionError
 from longmem.recall import recalled
+from longmem.strand import Strand, StrandCancelled
 from longmem.types import Reply, Timings
 
 if TYPE_CHECKING:
     from longmem.conversation import Conversation
     from longmem.decoding import Extensions
     from longmem.sampling import Sampling
-
-
-class _Cancelled(Exception):
-    """Ends an exchange from within, without a trace."""
+    from longmem.workers import Workers
 
 
 class ReplyStream:
@@ -27,7 +25,9 @@ class ReplyStream:
 
     The exchange is committed when the iteration ends by itself or by `stop`. `cancel`, an error,
     a broken iteration or leaving the ``with`` block early drop it: the session is as it was before.
-    Safe to stop or cancel from another thread; both take effect between two tokens.
+    Safe to stop or cancel from another thread; both take effect between two tokens. While several
+    sessions are active, decoding may be a few pieces ahead of what was read from here; a stream that
+    is not read stands still, and disturbs nobody.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class ReplyStream:
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._cancelling = threading.Event()
+        self._strand: Strand[str] | None = None
+        self._whole = False
         self._reply: Reply | None = None
         self._done = False
         self._error: BaseException | None = None
@@ -85,18 +87,51 @@ class ReplyStream:
     def stop(self) -> Reply:
         """End the reply here and commit what was said."""
         self._stopping.set()
+        if self._strand is not None:
+            self._conversation.engine.scheduler.nudge(self._strand)
         while self.next_piece() is not None:
             pass
+        return self.reply
+
+    def finish(self) -> Reply:
+        """Decode to the end and give the whole reply: as iterating, but nobody waits for pieces."""
+        try:
+            self._whole = True
+            while self.next_piece() is not None:
+                pass
+        finally:
+            self.cancel()
         return self.reply
 
     def cancel(self) -> None:
         """Drop the exchange: neither the user's turn nor the reply leave a trace. Without effect
         once the reply is through."""
-        self._cancelling.set()
+        self.give_up()
         with self._lock:
             if not self._done:
                 self._done = True
                 self._pieces.close()
+
+    def give_up(self) -> None:
+        """The first half of `cancel`, which never waits: the exchange is in no further pass."""
+        self._cancelling.set()
+        if self._strand is not None:
+            self._conversation.engine.scheduler.cancel(self._strand)
+
+    def poll(self) -> str | None:
+        """The next piece, if it is there already; never waits for a pass."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            there = self._strand is not None and self._strand.brought
+            return self.next_piece() if there and not self._cancelling.is_set() else None
+        finally:
+            self._lock.release()
+
+    @property
+    def workers(self) -> Workers:
+        """The threads in which asyncio programs wait for pieces."""
+        return self._conversation.engine.workers
 
     def next_piece(self) -> str | None:
         """The next piece of text; None at the end."""
@@ -105,23 +140,23 @@ class ReplyStream:
                 return None
             try:
                 return next(self._pieces)
-            except (StopIteration, _Cancelled):
+            except (StopIteration, StrandCancelled):
                 self._done = True
                 return None
             except BaseException as error:
                 self._done, self._error = True, error
                 raise
 
-    def _check_cancelled(self) -> None:
-        if self._cancelling.is_set():
-            raise _Cancelled
-
     def _exchange(self) -> Generator[str, None, None]:
         """Run the exchange inside the session's transaction."""
         with self._conversation.transaction(self) as transaction:
             started = time.perf_counter()
-            decoding = transaction.decoding(*self._turn, self._sampling, self._extensions)
-            yield from decoding.run(self._stopping.is_set, self._check_cancelled)
+            decoding = transaction.decoding(
+                *self._turn, self._sampling, self._extensions, self._stopping.is_set
+            )
+            self._strand = Strand(decoding.steps, self._whole)
+            self._strand.cancelled = self._cancelling.is_set()
+            yield from self._conversation.engine.scheduler.run(self._strand)
             decoded = time.perf_counter()
             ledger = self._conversation.ledger
             looked_up = recalled(

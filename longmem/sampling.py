@@ -160,6 +160,11 @@ class Sampler:
         self.processors = _processors(sampling, logits_processor)
         self.criteria = StoppingCriteriaList(stopping_criteria or ())
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether `next` is nothing but the token of the greatest logit."""
+        return self.sampling.greedy and not self.processors
+
     def next(self, context_ids: Tensor, logits: Tensor, generator: torch.Generator) -> int:
         """Sample one token; the only synchronisation with the device.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +17,7 @@ from longmem.ledger import Draft
 from longmem.opening import open_session
 from longmem.reply_stream import ReplyStream
 from longmem.sampling import Sampling
+from longmem.tier_stats import tier_stats
 from longmem.turn_input import TurnLike, as_pairs
 from longmem.types import Reply, SessionStats, Turn
 
@@ -67,7 +69,7 @@ class Session:
         )
         self._conversation = Conversation(engine, id, opened)
         try:
-            self._begin(system)
+            self.begin(system)
         except BaseException:
             self.close()
             if opened.created and store is not None:
@@ -159,9 +161,7 @@ class Session:
             stopping_criteria=stopping_criteria,
             **options,
         )
-        for _ in stream:
-            pass
-        return stream.reply
+        return stream.finish()
 
     def stream(
         self,
@@ -208,6 +208,8 @@ class Session:
             bytes_host=sum(layer.tier.bytes for layer in layers),
             bytes_disk=handle.info.bytes if handle else 0,
             last_turn_at=last.created_at if last else None,
+            bytes_index=memory.bytes_index if memory else 0,
+            tiers=tier_stats(memory, handle.info.bytes if handle else 0),
         )
 
     def close(self) -> None:
@@ -240,14 +242,12 @@ class Session:
     ) -> list[Turn]:
         """`add` in a worker thread, where `progress` is called, too."""
         await self._underway.settled()
-        return await asyncio.to_thread(self.add, role_or_turns, text, progress=progress)
+        call = partial(self.add, role_or_turns, text, progress=progress)
+        return await self.engine.workers.run(call)
 
     async def aask(self, text: str, **options: Any) -> Reply:
         """`ask` in a worker thread; if the task is cancelled, so is the exchange."""
-        stream = self.astream(text, **options)
-        async for _ in stream:
-            pass
-        return stream.reply
+        return await self.astream(text, **options).finish()
 
     def astream(self, text: str, **options: Any) -> AsyncReplyStream:
         """`stream` in worker threads; breaking off or cancelling the task drops the exchange."""
@@ -263,8 +263,18 @@ class Session:
         """Role of the last committed turn; None for an empty session."""
         return self._conversation.ledger.last_role
 
-    def _begin(self, system: str | None) -> None:
-        """Pin the system prompt of a new session; check that of an old one."""
+    @property
+    def owner(self) -> str | None:
+        """Whom it belongs to in its store."""
+        handle = self._conversation.ledger.handle
+        return handle.info.owner if handle else None
+
+    def begin(self, system: str | None) -> None:
+        """Pin the system prompt of a new session; check that of an old one.
+
+        Raises:
+            InputError: it was begun with another.
+        """
         if system is None:
             return
         if self._conversation.ledger.n_turns == 0:

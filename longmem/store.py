@@ -9,116 +9,25 @@ Shapes: T tokens of the commit, H_kv key/value heads, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-Span = tuple[int, int] | tuple[int, int, tuple[int, ...]]
-"""One look-up span: (tokens read in it, leading tokens whose queries did the look-up), and the layers
-that looked up where not all did."""
+from longmem.stored import Commit, Problem, SessionInfo, Snapshot, Span, TurnRecord
 
-
-@dataclass(frozen=True)
-class TurnRecord:
-    """One committed turn: the record from which everything else can be rebuilt.
-
-    Args:
-        index: position of the turn in the session, from 0.
-        role: "system", "user", "assistant" or "tool".
-        text: what a person reads; reasoning is not in it.
-        ids: the exact token ids read, template pieces included.
-        start: absolute position of the first of them in the session's token stream.
-        spans: look-up spans the ids were read with, in order; their tokens sum to ``len(ids)``.
-        created_at: Unix seconds.
-        extra: JSON-able details (for instance ``reasoning``, ``finish_reason``).
-    """
-
-    index: int
-    role: str
-    text: str
-    ids: tuple[int, ...]
-    start: int
-    spans: tuple[Span, ...]
-    created_at: float
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def stop(self) -> int:
-        """Absolute position behind the last token."""
-        return self.start + len(self.ids)
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One exchange, or several turns given at once: becomes durable as a whole or not at all.
-
-    Args:
-        parent: head the writer built on (0 for a new session); compared and set by the store.
-        turns: the new turns, contiguous; they cover positions ``start .. stop``.
-        start, stop: absolute token positions, ``start`` inclusive.
-        kv: per layer ``[T, 2, H_kv, D]``: un-rotated keys and values of the new tokens.
-        blocks: append-only tensors (block table, representatives); on load, the tensors of all
-            commits are concatenated along dim 0, name by name: one dtype and one trailing shape
-            per name.
-        state: tensors that replace those of the previous commit (score sums, RNG, offsets).
-    """
-
-    parent: int
-    turns: Sequence[TurnRecord]
-    start: int
-    stop: int
-    kv: Sequence[Tensor]
-    blocks: Mapping[str, Tensor]
-    state: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a resumed session starts from: everything later results read, K/V rows apart."""
-
-    head: int
-    n_tokens: int
-    n_turns: int
-    blocks: Mapping[str, Tensor]
-    state: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class SessionInfo:
-    """A session as `Store.sessions` lists it.
-
-    Args:
-        fingerprint: JSON-able parts (model, tokenizer, template, layout ...) checked on resume.
-        layout: per layer (H_kv, D); the shape of the K/V rows.
-        dtype: name of the K/V dtype, for instance "float32".
-        head: number of commits so far.
-        bytes: bytes this session's files hold on disk (shared files counted once).
-    """
-
-    id: str
-    owner: str | None
-    metadata: Mapping[str, Any]
-    fingerprint: Mapping[str, str]
-    layout: tuple[tuple[int, int], ...]
-    dtype: str
-    created_at: float
-    updated_at: float
-    head: int = 0
-    n_turns: int = 0
-    n_tokens: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One finding of `Store.verify`."""
-
-    session: str | None
-    file: str | None
-    message: str
+__all__ = [
+    "Commit",
+    "Problem",
+    "Records",
+    "SessionHandle",
+    "SessionInfo",
+    "Snapshot",
+    "Span",
+    "Store",
+    "TurnRecord",
+]
 
 
 @runtime_checkable
@@ -137,14 +46,19 @@ class SessionHandle(Protocol):
             InputError: it does not continue the session (positions, turn numbers, K/V shapes or
                 dtype), or holds what cannot be stored; nothing was written.
             StoreReadOnlyError: the store is open read-only.
+            StoreFullError: it would exceed a limit of bytes; nothing was written.
             StoreError: the disk refuses; nothing was stored and the commit can be repeated.
 
         An interrupt (KeyboardInterrupt) may arrive when the commit is durable already: `info.head`
         tells, and the caller has to look.
         """
 
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self, lazy: Sequence[str] = ()) -> Snapshot | None:
         """The state at the head, checked against its checksums; None before the first commit.
+
+        Args:
+            lazy: append-only tensors whose name starts with one of these are not read;
+                `Snapshot.lazy` tells how many rows each has, `read_blocks` reads them.
 
         Raises:
             CorruptDataError: a file is missing, short, foreign or altered.
@@ -156,6 +70,45 @@ class SessionHandle(Protocol):
         Raises:
             CorruptDataError: as `snapshot`.
             IndexError: rows that were never committed.
+            StoreError: they were dropped when files were merged.
+        """
+
+    def read_spans(self, layer: int, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer for each span ``(start, stop)``.
+
+        As `read_kv` for all of them at once: what lies together is read together. May be called
+        from any thread.
+        """
+
+    def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Rows ``start .. stop`` of an append-only tensor (`Commit.blocks`) for each span.
+
+        Rows are counted along dim 0 of the concatenation over all commits. Only what holds one of
+        the rows is read. May be called from any thread.
+
+        Raises:
+            CorruptDataError: as `snapshot`.
+            IndexError: rows, or a tensor, that were never committed.
+        """
+
+    def merge(self, upto: int, *, drop_kv: bool = False, keep: int = 0) -> bool:
+        """Merge small files of commits that end at or before token `upto` into one, if they hold
+        enough; True if it did, and there may be more to merge.
+
+        What the session holds stays the same. May be called from another thread while the session
+        is used. A store without files does nothing.
+
+        Args:
+            upto: end of the last closed block of committed tokens.
+            drop_kv: leave out K/V rows, but for those of the first merged file and of files that
+                hold a row before `keep`; they cannot be read again.
+            keep: tokens whose K/V always stays.
+
+        Raises:
+            CorruptDataError: a file to merge is missing or altered; nothing was changed.
+            StaleWriterError: another writer took the session over; nothing was changed.
+            StoreReadOnlyError: the store is open read-only.
+            StoreError: the disk refuses; nothing was changed.
         """
 
     def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
@@ -171,6 +124,17 @@ class SessionHandle(Protocol):
         Raises:
             CorruptDataError: as `turns`.
             IndexError: a position that was never committed.
+        """
+
+    def limit(self, *, max_bytes: int | None, ttl: float | None) -> None:
+        """Set how many bytes the session may be charged with, and when it expires; see `SessionInfo`.
+
+        A limit below what it holds lets it be read, and refuses the next commit. On a read-only
+        store nothing is kept.
+
+        Raises:
+            ConfigError: a value is not positive.
+            StaleWriterError: head or lease epoch is no longer this handle's.
         """
 
     def close(self) -> None:
@@ -248,6 +212,14 @@ class Store(Protocol):
         Raises:
             SessionNotFoundError: there is none of that id.
             SessionInUseError: it is open in this process.
+        """
+
+    def sweep(self, now: float | None = None) -> list[str]:
+        """Delete the sessions that have expired and are not open in this process; returns their ids,
+        the longest over first.
+
+        Args:
+            now: Unix seconds; default the present.
         """
 
     def verify(self, session_id: str | None = None) -> list[Problem]:

@@ -105,16 +105,46 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class TierStats:
+    """How often the blocks of look-ups were found in one place, since the session was opened. Blocks
+    that stood in the working set already were not asked for.
+
+    Args:
+        hits: blocks that were asked for there and found.
+        misses: blocks that were asked for there and not found.
+        bytes: bytes it holds of blocks; on disk, of all the session's files.
+        bytes_read: bytes that look-ups read from it; of the disk alone.
+        ahead: hits that were being read when they were asked for; of the disk alone.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes: int = 0
+    bytes_read: int = 0
+    ahead: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """hits / (hits + misses); None while nothing was asked for."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else None
+
+
+@dataclass(frozen=True)
 class SessionStats:
     """Figures of one session.
 
     Args:
         tokens, turns, blocks: how much was read; blocks are closed semantic blocks per layer.
         window: tokens in the local window and pending, exact and always attended.
-        bytes_device: K/V of initial, window, pending and looked-up tokens, and the block index.
+        bytes_device: K/V of initial, window, pending and looked-up tokens, the block slots and the
+            block index.
         bytes_host: K/V of closed blocks held in host memory.
         bytes_disk: bytes of the session's files; 0 without a store on disk.
         last_turn_at: Unix seconds of the last turn, None for an empty session.
+        bytes_index: of bytes_device, what the block index takes; it counts inside
+            MemoryConfig.host_bytes on a CPU, inside device_bytes elsewhere.
+        tiers: where the blocks of look-ups were found: "device", "host", "disk".
     """
 
     tokens: int
@@ -125,3 +155,5 @@ class SessionStats:
     bytes_host: int
     bytes_disk: int
     last_turn_at: float | None
+    bytes_index: int = 0
+    tiers: Mapping[str, TierStats] = field(default_factory=dict)

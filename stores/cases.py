@@ -48,6 +48,9 @@ def assert_closed(handle: SessionHandle, commit: Commit) -> None:
         lambda: handle.commit(commit),
         handle.snapshot,
         lambda: handle.read_kv(0, 0, 1),
+        lambda: handle.read_spans(0, [(0, 1)]),
+        lambda: handle.read_blocks("table", [(0, 1)]),
+        lambda: handle.merge(1),
         handle.turns,
         lambda: handle.turns_at([0]),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -224,3 +225,11 @@ def only_a_staged_session_can_be_published(make_store: MakeStore) -> None:
             store.publish(alice, store.stage(bob, sample_info()))
         assert_holds(alice, of_alice)
         assert_holds(bob, of_bob)
+
+
+@case
+def a_handle_that_was_dropped_claims_nothing(make_store: MakeStore) -> None:
+    with make_store() as store:
+        commits = fill(store.create(sample_info()), 2)
+        gc.collect()
+        assert_holds(store.open("alice"), commits)

@@ -13,6 +13,18 @@ from longmem.stores.header import DTYPES
 _STORABLE = frozenset(DTYPES.values())
 
 
+def check_id(session_id: str) -> None:
+    """Refuse an id that no database could keep.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        session_id.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"session id {session_id!r} is not UTF-8") from None
+
+
 def check_commit(info: SessionInfo, commit: Commit) -> None:
     """Refuse a commit that does not continue the session described by `info`.
 
@@ -49,6 +61,18 @@ def check_rows(info: SessionInfo, layer: int, start: int, stop: int) -> None:
     if not 0 <= start <= stop <= info.n_tokens:
         raise IndexError(
             f"session {info.id!r}: rows {start} to {stop} of {info.n_tokens} committed ones"
+        )
+
+
+def check_block_rows(info: SessionInfo, name: str, start: int, stop: int, rows: int) -> None:
+    """Refuse rows of an append-only tensor that were never committed.
+
+    Raises:
+        IndexError: no such rows.
+    """
+    if not 0 <= start <= stop <= rows:
+        raise IndexError(
+            f"session {info.id!r}: rows {start} to {stop} of {name!r}, which has {rows}"
         )
 
 

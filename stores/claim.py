@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from longmem.errors import CorruptDataError, StaleWriterError
 from longmem.store import Commit, SessionInfo
-from longmem.stores.rows import SESSION_COLUMNS, file_of, insert_file, layout_id, session_of
+from longmem.stores.files import Files, load_files
+from longmem.stores.rows import insert_file, layout_id, session_of
 from longmem.stores.turn_file import FileRow
-
-
-@dataclass
-class Files:
-    """A session's files in commit order, found by token position."""
-
-    starts: list[int] = field(default_factory=list)
-    stops: list[int] = field(default_factory=list)
-    rows: list[FileRow] = field(default_factory=list)
-
-    def append(self, start: int, stop: int, row: FileRow) -> None:
-        """Add the file of a commit that covers ``start .. stop``."""
-        self.rows.append(row)
-        self.stops.append(stop)
-        self.starts.append(start)  # last: readers in other threads search it
-
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[FileRow, int, int]]:
-        """(file, from, to): which file holds which of the positions; ends early at a gap."""
-        at = max(bisect_right(self.starts, start) - 1, 0)
-        while start < stop and at < len(self.starts) and self.starts[at] <= start:
-            end = min(stop, self.stops[at])
-            if end > start:
-                yield self.rows[at], start, end
-                start = end
-            at += 1
 
 
 @dataclass(frozen=True)
@@ -54,29 +29,18 @@ class Claim:
         return layout_id(self.info)
 
 
-def load_files(rows: sqlite3.Connection, key: int, store: str) -> Files:
-    """The files of a session, in commit order."""
-    files = Files()
-    for row in rows.execute(
-        """SELECT f.*, c.start AS first, c.stop AS last FROM commits c
-           JOIN files f ON f.key = c.file WHERE c.session = ? ORDER BY c.seq""",
-        (key,),
-    ):
-        files.append(row["first"], row["last"], file_of(row, store))
-    return files
-
-
 def claim_with(rows: sqlite3.Connection, claim: Claim, file: str, store: str) -> Claim | None:
     """`claim` as the database now has it, if its session has a commit with this file."""
     row = rows.execute(
-        f"""SELECT {SESSION_COLUMNS} FROM sessions s WHERE key = ? AND EXISTS (
+        """SELECT s.* FROM sessions s WHERE key = ? AND EXISTS (
               SELECT 1 FROM commits c JOIN files f ON f.key = c.file
               WHERE c.session = s.key AND f.name = ?)""",
         (claim.key, file),
     ).fetchone()
     if row is None:
         return None
-    return replace(claim, info=session_of(row), files=load_files(rows, claim.key, store))
+    info = session_of(row)
+    return replace(claim, info=info, files=load_files(rows, claim.key, info.head, store))
 
 
 def check_belongs(file: FileRow, session: str, layout: str) -> None:
@@ -104,12 +68,13 @@ def advance_session(rows: sqlite3.Connection, claim: Claim, after: SessionInfo) 
         StaleWriterError: they are not.
     """
     cursor = rows.execute(
-        """UPDATE sessions SET head = ?, n_turns = ?, n_tokens = ?, updated_at = ?
+        """UPDATE sessions SET head = ?, n_turns = ?, n_tokens = ?, bytes = ?, updated_at = ?
            WHERE key = ? AND head = ? AND lease_epoch = ?""",
         (
             after.head,
             after.n_turns,
             after.n_tokens,
+            after.bytes,
             after.updated_at,
             claim.key,
             claim.info.head,

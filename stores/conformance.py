@@ -13,12 +13,19 @@ locks, crashes) is its own to test.
 
 from __future__ import annotations
 
-from longmem.stores import cases_commits, cases_records, cases_sessions
+from longmem.stores import (
+    cases_blocks,
+    cases_commits,
+    cases_limits,
+    cases_records,
+    cases_sessions,
+)
 from longmem.stores.cases import CASES, Case, MakeStore
 
 __all__ = ["CASES", "Case", "MakeStore", "run"]
 
-_FAMILIES = (cases_commits, cases_sessions, cases_records)  # importing them fills CASES
+_FAMILIES = (cases_commits, cases_blocks, cases_sessions, cases_limits, cases_records)
+"""Importing them fills CASES."""
 
 
 def run(make_store: MakeStore) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from longmem.errors import StoreError, StoreFormatError
 from longmem.stores import turn_file
-from longmem.stores.turn_file import FileRow, Identity, TurnFile
+from longmem.stores.open_file import TurnFile
+from longmem.stores.turn_file import FileRow, Identity
 
 DATABASE = "longmem.db"
 OPEN_FILES = 128
@@ -64,9 +66,25 @@ class Folder:
         Raises:
             StoreError: the disk is full or refuses.
         """
+        advice = "Nothing was stored; free space or fix the disk, then commit again."
+        return self.place(
+            lambda path: turn_file.write(path, tensors, identity), identity.session, advice
+        )
+
+    def place(self, write: Callable[[Path], FileRow], session: str, advice: str) -> FileRow:
+        """Let `write` make a file, and move it into place; on failure nothing is left of it.
+
+        Args:
+            write: writes and fsyncs a file under the given path.
+            session: for the message of an error.
+            advice: its last words.
+
+        Raises:
+            StoreError: the disk is full or refuses.
+        """
         name = f"{secrets.token_hex(16)}.safetensors"
         try:
-            row = turn_file.write(self.tmp / name, tensors, identity)
+            row = write(self.tmp / name)
             os.rename(self.tmp / name, self.files / name)
             fsync_dir(self.files)
         except BaseException as error:
@@ -74,8 +92,7 @@ class Folder:
                 (folder / name).unlink(missing_ok=True)
             if isinstance(error, (OSError, SafetensorError)):
                 raise StoreError(
-                    f"session {identity.session!r}: cannot write to {self.root} ({error}). Nothing"
-                    " was stored; free space or fix the disk, then commit again."
+                    f"session {session!r}: cannot write to {self.root} ({error}). {advice}"
                 ) from error
             raise
         return row
@@ -93,6 +110,10 @@ class Folder:
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
         return opened
+
+    def opener(self, *, fresh: bool) -> Callable[[FileRow], TurnFile]:
+        """`open`; or, `fresh`, `open_fresh` that keeps the last file at hand."""
+        return lru_cache(1)(self.open_fresh) if fresh else self.open
 
     def open_fresh(self, row: FileRow) -> TurnFile:
         """The file as it now lies on disk, past the cache."""

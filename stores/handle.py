@@ -5,14 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from longmem.errors import CorruptDataError, SessionClosedError, StoreError, StoreReadOnlyError
-from longmem.store import Commit, SessionInfo, Snapshot, TurnRecord
-from longmem.stores.checks import check_commit, check_positions, check_rows
+from longmem.errors import (
+    CorruptDataError,
+    SessionClosedError,
+    StaleWriterError,
+    StoreError,
+    StoreFullError,
+    StoreReadOnlyError,
+)
+from longmem.store import Commit, SessionInfo
+from longmem.stores.checks import check_commit
 from longmem.stores.claim import (
     Claim,
     advance_session,
@@ -21,18 +28,40 @@ from longmem.stores.claim import (
     insert_commit,
     insert_turns,
 )
+from longmem.stores.claimed import ClaimedSession
 from longmem.stores.database import Database
+from longmem.stores.files import Extent
 from longmem.stores.folder import Folder
-from longmem.stores.removal import sweep
-from longmem.stores.rows import turn_of, turn_values
-from longmem.stores.turn_file import FileRow, Identity, TurnFile
+from longmem.stores.merged_file import write_merged
+from longmem.stores.merging import (
+    identity_of,
+    keeps_kv,
+    merged,
+    next_run,
+    replace_files,
+    stale,
+)
+from longmem.stores.open_file import TurnFile
+from longmem.stores.quota import Limits
+from longmem.stores.removal import sweep, work_off_queue
+from longmem.stores.rows import session_by_key, turn_values
+from longmem.stores.turn_file import FileRow, Identity
+from longmem.stores.usage import charge, check_room, limited
+
+_MERGE_ADVICE = (
+    "Nothing was changed, the session goes on; free space or fix the disk, and its files are"
+    " merged later."
+)
 
 
-class SQLiteHandle:
+class SQLiteHandle(ClaimedSession):
     """`longmem.store.SessionHandle` on SQLite and turn files; made by `SQLiteStore`.
 
-    Commits of one handle follow each other; reads may come from any thread at any time. Locks are
-    taken in the order store, handle, database.
+    Commits of one handle follow each other; one merge may run beside them. Locks are taken in the
+    order store, merging, handle, database.
+
+    Args:
+        merge_bytes: K/V bytes of a merged file; None: files are never merged.
     """
 
     def __init__(
@@ -42,31 +71,15 @@ class SQLiteHandle:
         store: str,
         claim: Claim,
         on_close: Callable[[SQLiteHandle], None],
+        limits: Limits,
+        merge_bytes: int | None,
     ) -> None:
-        self.database = database
-        self._folder = folder
-        self._store = store
-        self._claim: Claim | None = claim
-        self._id = claim.info.id
+        super().__init__(database, folder, store, claim)
         self._on_close = on_close
-        self.lock = threading.RLock()
-
-    @property
-    def claim(self) -> Claim:
-        """What the handle holds.
-
-        Raises:
-            SessionClosedError: nothing any more.
-        """
-        claim = self._claim
-        if claim is None:
-            raise SessionClosedError(f"session {self._id!r} was closed; open it again")
-        return claim
-
-    @property
-    def info(self) -> SessionInfo:
-        """The session as of the last commit of this handle."""
-        return self.claim.info
+        self._limits = limits
+        self._merge_bytes = merge_bytes
+        self._merging = threading.Lock()
+        self._leaving = False
 
     def commit(self, commit: Commit) -> int:
         """Make `commit` durable and return the new head.
@@ -77,99 +90,58 @@ class SQLiteHandle:
         An interrupt may come when the transaction is through already: then `info` holds the new
         head although this raised.
         """
+        self._writable()
         with self.lock:
             claim = self.claim
-            if self.database.read_only:
-                raise StoreReadOnlyError(
-                    f"session {self._id!r}: the store is open read-only; nothing was written"
-                )
             check_commit(claim.info, commit)
             turns = [turn_values(turn) for turn in commit.turns]
-            file = self._folder.write(_tensors(commit), self._identity(claim, commit))
+            tensors, identity = _tensors(commit), self._identity(claim, commit)
+            check_room(self.database, claim, self._limits, tensors, identity, turns)
+            file = self._folder.write(tensors, identity)
             after = _advanced(claim.info, commit, file)
             try:
                 with self.database.transaction() as rows:
                     advance_session(rows, claim, after)
                     insert_commit(rows, claim, commit, file, after)
                     insert_turns(rows, claim.key, turns)
-                claim.files.append(commit.start, commit.stop, file)
+                    after = charge(rows, claim.key, after, self._limits)
+                claim.files.append(Extent(commit.start, commit.stop, after.head, after.head, file))
                 self._claim = replace(claim, info=after)
-            except BaseException:
+            except BaseException as error:
                 self._settle(claim, file.name)
+                if isinstance(error, StoreFullError):
+                    with suppress(StoreError):  # rolled back before COMMIT: the file can go at once
+                        self._folder.unlink([file.name])
                 raise
             sweep(self.database, self._folder)
             return after.head
 
-    def snapshot(self) -> Snapshot | None:
-        """The state at the head, checked against its checksums; None before the first commit."""
-        claim = self.claim
-        info = claim.info
-        if info.head == 0:
-            return None
-        parts: dict[str, list[Tensor]] = {}
-        state: dict[str, Tensor] = {}
-        if len(claim.files.rows) < info.head:
-            raise self._gone_or(f"{len(claim.files.rows)} of {info.head} commits are recorded")
-        for number, row in enumerate(claim.files.rows[: info.head], 1):
-            file = self._opened(row, self._folder.open_fresh)
-            for name in file.names("blocks."):
-                parts.setdefault(name.removeprefix("blocks."), []).append(file.tensor(name))
-            if number == info.head:
-                names = file.names("state.")
-                # clone: memory of torch's own, aligned as tensors that were never stored
-                state = {name.removeprefix("state."): file.tensor(name).clone() for name in names}
-        blocks = {name: torch.cat(tensors) for name, tensors in parts.items()}
-        return Snapshot(info.head, info.n_tokens, info.n_turns, blocks, state)
+    def merge(self, upto: int, *, drop_kv: bool = False, keep: int = 0) -> bool:
+        """Merge small files of commits that end at or before token `upto` into one."""
+        self._writable()
+        with self._merging:
+            claim = self.claim
+            if self._merge_bytes is None:
+                return False
+            run = next_run(claim, upto, self._merge_bytes, drop_kv=drop_kv, keep=keep)
+            if not run:
+                return False
+            file = self._merged(claim, run, kv=keeps_kv(run, drop_kv, keep))
+            self._put_in_place(claim.key, run, file)
+            with suppress(StoreError):  # what cannot be unlinked stays queued
+                work_off_queue(self.database, self._folder)
+            return True
 
-    def read_kv(self, layer: int, start: int, stop: int) -> Tensor:
-        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer, checked against their checksums."""
-        claim = self.claim
-        check_rows(claim.info, layer, start, stop)
-        heads, dim = claim.info.layout[layer]
-        dtype = getattr(torch, claim.info.dtype)
-        out = torch.empty(stop - start, 2, heads, dim, dtype=dtype)
-        done = start
-        for row, low, high in claim.files.pieces(start, stop):
-            file = self._opened(row, self._folder.open)
-            out[low - start : high - start] = file.kv_rows(layer, low, high)
-            done = high
-        if done < stop:
-            raise self._gone_or(f"no file is recorded for token {done}")
-        return out
-
-    def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
-        """Turns ``start <= index < stop``, in order."""
-        claim = self.claim
-        start, stop = max(start, 0), _clamp(stop, claim.info.n_turns)
-        with self.database.transaction() as rows:
-            found = rows.execute(
-                "SELECT * FROM turns WHERE session = ? AND idx >= ? AND idx < ? ORDER BY idx",
-                (claim.key, start, stop),
-            ).fetchall()
-        if len(found) != max(stop - start, 0):
-            raise self._gone_or(f"{len(found)} of turns {start} to {stop} are recorded")
-        return [turn_of(row, self._id) for row in found]
-
-    def turns_at(self, positions: Sequence[int]) -> list[TurnRecord]:
-        """For each token position the turn that holds it."""
-        claim = self.claim
-        check_positions(claim.info, positions)
-        found: dict[int, TurnRecord] = {}
-        with self.database.transaction() as rows:
-            for position in dict.fromkeys(positions):
-                row = rows.execute(
-                    """SELECT * FROM turns WHERE session = ? AND start <= ?
-                       ORDER BY start DESC, idx DESC LIMIT 1""",
-                    (claim.key, position),
-                ).fetchone()
-                if row is None:
-                    raise self._gone_or(f"no turn is recorded for token {position}")
-                found[position] = turn_of(row, self._id)
-        return [found[position] for position in positions]
+    def limit(self, *, max_bytes: int | None, ttl: float | None) -> None:
+        """Set how many bytes the session may be charged with, and when it expires."""
+        with self.lock:
+            self._claim = limited(self.database, self.claim, max_bytes, ttl)
 
     def close(self) -> None:
-        """Release the claim. Closing twice is fine."""
-        self._on_close(self)
+        """Release the claim. Closing twice is fine. A merge that is under way breaks off."""
+        self._leaving = True
+        with self._merging:
+            self._on_close(self)
 
     def release(self) -> Claim | None:
         """Give up what the handle holds; None if it holds nothing."""
@@ -197,32 +169,51 @@ class SQLiteHandle:
     def _identity(self, claim: Claim, commit: Commit) -> Identity:
         return Identity(self._store, self._id, claim.layout, commit.start, commit.stop)
 
-    def _opened(self, row: FileRow, how: Callable[[FileRow], TurnFile]) -> TurnFile:
-        check_belongs(row, self._id, self.claim.layout)
+    def _merged(self, claim: Claim, run: Sequence[Extent], *, kv: bool) -> FileRow:
+        """Write the file that will replace those of `run`."""
+        files = [extent.file for extent in run]
+        identity = identity_of(run)
         try:
-            return how(row)
-        except CorruptDataError as error:
-            if self._is_gone():
-                raise self._gone() from None
-            raise error
+            return self._folder.place(
+                lambda path: write_merged(path, files, self._source, identity, kv=kv),
+                self._id,
+                _MERGE_ADVICE,
+            )
+        except CorruptDataError:
+            if self.claim.key != claim.key:  # rebuilt meanwhile, and its files are gone
+                raise stale(claim.info) from None
+            raise
 
-    def _is_gone(self) -> bool:
-        """Whether a writer deleted or rebuilt the session under this read-only handle."""
-        if not self.database.read_only:
-            return False
-        with self.database.transaction() as rows:
-            key = self.claim.key
-            return not rows.execute("SELECT 1 FROM sessions WHERE key = ?", (key,)).fetchone()
+    def _source(self, row: FileRow) -> TurnFile:
+        """A file to merge; breaks the merge off when the session closes."""
+        if self._leaving:
+            raise SessionClosedError(f"session {self._id!r} was closed; nothing was merged")
+        check_belongs(row, self._id, self.claim.layout)
+        return self._folder.open_fresh(row)
 
-    def _gone(self) -> SessionClosedError:
-        return SessionClosedError(
-            f"session {self._id!r} was deleted or rebuilt by its writer; open it again"
-        )
+    def _put_in_place(self, key: int, run: Sequence[Extent], file: FileRow) -> None:
+        """Let commits and this handle go over to a merged file."""
+        with self.lock:
+            claim = self._claim
+            if claim is None or claim.key != key:
+                self._folder.unlink([file.name])
+                raise stale(self.info)
+            try:
+                with self.database.transaction() as rows:
+                    replace_files(rows, claim, run, file)
+                    info = session_by_key(rows, key)
+                self._claim = replace(claim, info=info, files=merged(claim.files, run, file))
+            except BaseException as error:
+                self._settle(claim, file.name)
+                if isinstance(error, StaleWriterError):
+                    self._folder.unlink([file.name])  # rolled back before COMMIT
+                raise
 
-    def _gone_or(self, what: str) -> SessionClosedError | CorruptDataError:
-        if self._is_gone():
-            return self._gone()
-        return CorruptDataError(f"session {self._id!r}: {what}; restore the store from a backup")
+    def _writable(self) -> None:
+        if self.database.read_only and self.claim:
+            raise StoreReadOnlyError(
+                f"session {self._id!r}: the store is open read-only; nothing was written"
+            )
 
 
 def _tensors(commit: Commit) -> Mapping[str, Tensor]:
@@ -241,7 +232,3 @@ def _advanced(info: SessionInfo, commit: Commit, file: FileRow) -> SessionInfo:
         bytes=info.bytes + file.size,
         updated_at=time.time(),
     )
-
-
-def _clamp(stop: int | None, n_turns: int) -> int:
-    return n_turns if stop is None else min(max(stop, 0), n_turns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,22 @@ class Entry:
         """Number of checksums; none for a tensor without elements."""
         return -(-self.nbytes // self.piece_bytes) if self.nbytes else 0
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row along dim 0."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows under one checksum."""
+        return self.piece_bytes // self.row_bytes if self.row_bytes else 1
+
+    def covering(self, start: int, stop: int) -> tuple[int, int]:
+        """Pieces ``first .. last`` that hold rows ``start .. stop``."""
+        if not self.row_bytes:
+            return 0, 0
+        return start // self.piece_rows, -(-stop // self.piece_rows)
+
 
 def metadata_of(raw: bytes) -> dict[str, str]:
     """The metadata in a header.
@@ -72,25 +89,38 @@ def metadata_of(raw: bytes) -> dict[str, str]:
     return metadata
 
 
-def entries_of(raw: bytes, chunk_rows: int) -> dict[str, Entry]:
-    """Every tensor of a header, in file order; K/V is checksummed per `chunk_rows` rows."""
+def entries_of(raw: bytes, chunk_rows: int, block_piece: int | None = None) -> dict[str, Entry]:
+    """Every tensor of a header, in file order.
+
+    Args:
+        chunk_rows: rows of a K/V tensor under one checksum.
+        block_piece: bytes of an append-only tensor, or of what a merged file keeps of its commits,
+            under one checksum; None: all of them.
+    """
     tensors = [(name, spec) for name, spec in _parse(raw).items() if name != "__metadata__"]
     tensors.sort(key=lambda item: item[1]["data_offsets"])
     entries: dict[str, Entry] = {}
     first = 1  # checksum 0 is the header's own
     for name, spec in tensors:
-        entries[name] = _entry(name, spec, base=len(raw), first=first, chunk_rows=chunk_rows)
+        begin, end = spec["data_offsets"]
+        shape, dtype = tuple(spec["shape"]), DTYPES[spec["dtype"]]
+        piece = piece_bytes(name, shape, dtype, chunk_rows, block_piece)
+        entries[name] = Entry(dtype, shape, len(raw) + begin, end - begin, first, piece)
         first += entries[name].pieces
     return entries
 
 
-def _entry(name: str, spec: dict[str, Any], *, base: int, first: int, chunk_rows: int) -> Entry:
-    begin, end = spec["data_offsets"]
-    shape, dtype = tuple(spec["shape"]), DTYPES[spec["dtype"]]
-    piece = end - begin
+def piece_bytes(
+    name: str, shape: Sequence[int], dtype: torch.dtype, chunk_rows: int, block_piece: int | None
+) -> int:
+    """Bytes of a tensor under one checksum, at least 1; arguments as of `entries_of`."""
+    row = math.prod(shape[1:]) * dtype.itemsize
+    piece = row * (shape[0] if shape else 1)
     if name.startswith("kv."):
-        piece = chunk_rows * math.prod(shape[1:]) * dtype.itemsize
-    return Entry(dtype, shape, base + begin, end - begin, first, max(piece, 1))
+        piece = chunk_rows * row
+    elif name.startswith(("blocks.", "commits.")) and block_piece is not None and row:
+        piece = max(block_piece // row, 1) * row
+    return max(piece, 1)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

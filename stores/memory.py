@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from longmem.errors import InputError, SessionInUseError, SessionNotFoundError, StoreError
 from longmem.store import Problem, SessionHandle, SessionInfo
 from longmem.stores.memory_handle import Held, InMemoryHandle
+from longmem.stores.memory_usage import Totals
+from longmem.stores.quota import Limits
 from longmem.stores.rows import to_json
 
 
@@ -55,13 +60,18 @@ class InMemoryRecords:
 
 
 class InMemoryStore:
-    """`longmem.store.Store` in RAM, for tests and for conversations nobody needs to keep."""
+    """`longmem.store.Store` in RAM, for tests and for conversations nobody needs to keep.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes, max_owner_bytes: see `longmem.stores.quota.Limits`.
+    """
+
+    def __init__(self, *, max_bytes: int | None = None, max_owner_bytes: int | None = None) -> None:
         self.guard = threading.RLock()
+        self.totals = Totals(Limits(max_bytes, max_owner_bytes))
         self._sessions: dict[str, Held] = {}
         self._staged: list[Held] = []
-        self._handles: dict[str, InMemoryHandle] = {}
+        self._handles: WeakValueDictionary[str, InMemoryHandle] = WeakValueDictionary()
         self._records = InMemoryRecords(self)
         self._closed = False
 
@@ -76,7 +86,7 @@ class InMemoryStore:
             self._usable(info.id)
             if info.id in self._sessions:
                 raise SessionInUseError(f"session {info.id!r} exists already; open it")
-            self._sessions[info.id] = Held(_fresh(info))
+            self._sessions[info.id] = Held(self.totals.enter(_fresh(info)))
             return self._claim(self._sessions[info.id])
 
     def open(self, session_id: str) -> SessionHandle:
@@ -96,7 +106,8 @@ class InMemoryStore:
     def stage(self, handle: SessionHandle, info: SessionInfo) -> SessionHandle:
         """A hidden, empty stand-in for a claimed session, to be rebuilt under a new `info`."""
         with self.guard:
-            staged = Held(_fresh(replace(info, id=_own(handle).held.info.id)))
+            fresh = _fresh(replace(info, id=_own(handle).held.info.id))
+            staged = Held(self.totals.enter(fresh))
             self._staged.append(staged)
             return InMemoryHandle(self, staged)
 
@@ -109,6 +120,8 @@ class InMemoryStore:
             if not is_staged or session.info.id != replaced.info.id:
                 raise InputError("publish takes what stage() returned for the same session")
             self._sessions[session.info.id] = session
+            self._drop_staged(lambda waiting: waiting is session)
+            self.totals.leave(replaced.info)
             old.take_over(session)
             new.close()
 
@@ -116,10 +129,22 @@ class InMemoryStore:
         """Delete a session and its records."""
         with self.guard:
             self._usable(session_id)
-            self.find(session_id)
+            self.totals.leave(self.find(session_id).info)
             del self._sessions[session_id]
-            self._staged = [held for held in self._staged if held.info.id != session_id]
+            for held in self._drop_staged(lambda waiting: waiting.info.id == session_id):
+                self.totals.leave(held.info)
             self._records.drop_session(session_id)
+
+    def sweep(self, now: float | None = None) -> list[str]:
+        """Delete the sessions that have expired and are not open; returns their ids."""
+        moment = time.time() if now is None else now
+        with self.guard:
+            over = [info for info in self.sessions() if info.expired(moment)]
+            over.sort(key=lambda info: info.expires_at or moment)
+            gone = [info.id for info in over if info.id not in self._handles]
+            for session_id in gone:
+                self.delete(session_id)
+        return gone
 
     def verify(self, session_id: str | None = None) -> list[Problem]:
         """Nothing in RAM can be found damaged: always empty."""
@@ -160,11 +185,17 @@ class InMemoryStore:
         session = handle.held
         if self._handles.get(session.info.id) is handle:
             del self._handles[session.info.id]
-        self._staged = [waiting for waiting in self._staged if waiting is not session]
+        for held in self._drop_staged(lambda waiting: waiting is session):
+            self.totals.leave(held.info)
 
     def holds(self, session: Held) -> bool:
         """Whether a session is still here: stored, or staged and not dropped."""
         return any(session is held for held in [*self._sessions.values(), *self._staged])
+
+    def _drop_staged(self, goes: Callable[[Held], bool]) -> list[Held]:
+        dropped = [held for held in self._staged if goes(held)]
+        self._staged = [held for held in self._staged if not goes(held)]
+        return dropped
 
     def _claim(self, session: Held) -> InMemoryHandle:
         handle = InMemoryHandle(self, session)
@@ -196,4 +227,5 @@ def _fresh(info: SessionInfo) -> SessionInfo:
         n_turns=0,
         n_tokens=0,
         bytes=0,
+        charged=0,
     )

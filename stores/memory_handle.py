@@ -14,7 +14,9 @@ from torch import Tensor
 
 from longmem.errors import SessionClosedError, StaleWriterError
 from longmem.store import Commit, SessionInfo, Snapshot, TurnRecord
-from longmem.stores.checks import check_commit, check_positions, check_rows
+from longmem.stores.checks import check_block_rows, check_commit, check_positions, check_rows
+from longmem.stores.memory_usage import commit_bytes
+from longmem.stores.quota import check_limits
 from longmem.stores.rows import to_json, turn_values
 
 if TYPE_CHECKING:
@@ -74,24 +76,29 @@ class InMemoryHandle:
             if not self._store.holds(session):
                 raise StaleWriterError(f"session {self._id!r} was deleted; nothing was written")
             check_commit(session.info, commit)
+            totals, needed = self._store.totals, commit_bytes(commit)
+            totals.check(session.info, needed)
             kept = _kept(commit)
             session.commits.append(kept)
             session.turns.extend(kept.turns)
-            session.info = _advanced(session.info, kept)
+            session.info = totals.charge(_advanced(session.info, kept), needed)
             return session.info.head
 
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self, lazy: Sequence[str] = ()) -> Snapshot | None:
         """The state at the head; None before the first commit."""
         with self._store.guard:
             info, commits = self.held.info, list(self.held.commits)
         if not commits:
             return None
-        names = dict.fromkeys(name for commit in commits for name in commit.blocks)
-        blocks = {
-            name: torch.cat([commit.blocks[name] for commit in commits if name in commit.blocks])
-            for name in names
-        }
-        return Snapshot(info.head, info.n_tokens, info.n_turns, blocks, _clones(commits[-1].state))
+        blocks, counts = {}, {}
+        for name in dict.fromkeys(name for commit in commits for name in commit.blocks):
+            parts = [commit.blocks[name] for commit in commits if name in commit.blocks]
+            if name.startswith(tuple(lazy)):
+                counts[name] = sum(map(len, parts))
+            else:
+                blocks[name] = torch.cat(parts)
+        state = _clones(commits[-1].state)
+        return Snapshot(info.head, info.n_tokens, info.n_turns, blocks, state, counts)
 
     def read_kv(self, layer: int, start: int, stop: int) -> Tensor:
         """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer."""
@@ -101,6 +108,28 @@ class InMemoryHandle:
             heads, dim = held.info.layout[layer]
             nothing = torch.empty(0, 2, heads, dim, dtype=getattr(torch, held.info.dtype))
             return torch.cat([nothing, *held.rows(layer, start, stop)])
+
+    def read_spans(self, layer: int, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer for each span."""
+        return [self.read_kv(layer, start, stop) for start, stop in spans]
+
+    def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Rows of an append-only tensor for each span."""
+        with self._store.guard:
+            held = self.held
+            parts = [commit.blocks[name] for commit in held.commits if name in commit.blocks]
+        rows = sum(map(len, parts))
+        for start, stop in spans:
+            check_block_rows(held.info, name, start, stop, rows)
+        if spans and not parts:
+            raise IndexError(f"session {self._id!r} has no append-only tensor {name!r}")
+        whole = torch.cat(parts) if parts else None
+        return [whole[start:stop].clone() for start, stop in spans if whole is not None]
+
+    def merge(self, upto: int, *, drop_kv: bool = False, keep: int = 0) -> bool:
+        """Nothing to do: there are no files."""
+        assert self.held  # refuses a closed handle
+        return False
 
     def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
         """Turns ``start <= index < stop``, in order."""
@@ -113,6 +142,15 @@ class InMemoryHandle:
         session = self.held
         check_positions(session.info, positions)
         return [session.turn_at(position) for position in positions]
+
+    def limit(self, *, max_bytes: int | None, ttl: float | None) -> None:
+        """Set how many bytes the session may be charged with, and when it expires."""
+        check_limits(max_bytes, ttl)
+        with self._store.guard:
+            session = self.held
+            if not self._store.holds(session):
+                raise StaleWriterError(f"session {self._id!r} was deleted; it takes no limits")
+            session.info = replace(session.info, max_bytes=max_bytes, ttl=ttl)
 
     def close(self) -> None:
         """Release the claim. Closing twice is fine."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlite_utils import Database, Migrations
 
 from longmem.errors import StoreFormatError
+from longmem.stores.usage_schema import USAGE_SCHEMA
 
 APPLICATION_ID = 0x6C6D656D  # "lmem"
 
@@ -28,7 +29,21 @@ def m001_first_schema(db: Database) -> None:
     db.execute("PRAGMA user_version = 1")
 
 
-STEPS = (m001_first_schema,)
+def m002_merged_files(db: Database) -> None:
+    """A session's bytes are kept; a file tells its format, its commits and its blocks' rows."""
+    for statement in _MERGED_FILES:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 2")
+
+
+def m003_limits(db: Database) -> None:
+    """Limits and lifetimes of sessions, and running totals of what they hold."""
+    for statement in USAGE_SCHEMA:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 3")
+
+
+STEPS = (m001_first_schema, m002_merged_files, m003_limits)
 FORMAT = len(STEPS)
 
 migrations = Migrations("longmem")
@@ -143,4 +158,17 @@ _FIRST_SCHEMA = (
         PRIMARY KEY (namespace, key)
     ) WITHOUT ROWID""",
     "CREATE INDEX records_session ON records(session) WHERE session IS NOT NULL",
+)
+
+_MERGED_FILES = (
+    "ALTER TABLE sessions ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0",
+    """
+    UPDATE sessions SET bytes = (
+        SELECT coalesce(sum(f.bytes), 0) FROM files f
+        WHERE f.key IN (SELECT c.file FROM commits c WHERE c.session = sessions.key)
+    )""",
+    "ALTER TABLE files ADD COLUMN format INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE files ADD COLUMN commits INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE files ADD COLUMN blocks TEXT NOT NULL DEFAULT 'null'",
+    "ALTER TABLE files ADD COLUMN kv INTEGER NOT NULL DEFAULT 1",
 )

@@ -14,10 +14,6 @@ from longmem.errors import CorruptDataError, InputError
 from longmem.store import SessionInfo, Span, TurnRecord
 from longmem.stores.turn_file import FileRow, Identity
 
-SESSION_COLUMNS = """
-    s.*, (SELECT coalesce(sum(f.bytes), 0) FROM files f
-          WHERE f.key IN (SELECT c.file FROM commits c WHERE c.session = s.key)) AS bytes
-"""
 _FIXED = ("id", "owner", "metadata", "fingerprint", "layout", "dtype", "created_at")
 _TURN = ("idx", "role", "text", "ids", "start", "spans", "created_at", "extra")
 
@@ -51,21 +47,25 @@ def insert_session(
     )
     cursor = rows.execute(
         """INSERT INTO sessions(id, owner, metadata, fingerprint, layout, dtype, created_at,
-           checksum, updated_at, staged_for, lease_epoch)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)""",
-        (*fixed, checksum(*fixed), info.updated_at, staged_for),
+           checksum, updated_at, staged_for, max_bytes, ttl, lease_epoch)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)""",
+        (*fixed, checksum(*fixed), info.updated_at, staged_for, info.max_bytes, info.ttl),
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
 
 
 def find_session(rows: sqlite3.Connection, session_id: str) -> sqlite3.Row | None:
-    """The row of a session, with `SESSION_COLUMNS`; stand-ins that wait to be published apart."""
+    """The row of a session; stand-ins that wait to be published apart."""
     found: sqlite3.Row | None = rows.execute(
-        f"SELECT {SESSION_COLUMNS} FROM sessions s WHERE id = ? AND staged_for IS NULL",
-        (session_id,),
+        "SELECT * FROM sessions WHERE id = ? AND staged_for IS NULL", (session_id,)
     ).fetchone()
     return found
+
+
+def session_by_key(rows: sqlite3.Connection, key: int) -> SessionInfo:
+    """A session that is known to be there."""
+    return session_of(rows.execute("SELECT * FROM sessions WHERE key = ?", (key,)).fetchone())
 
 
 def is_published(rows: sqlite3.Connection, key: int) -> bool:
@@ -77,7 +77,7 @@ def is_published(rows: sqlite3.Connection, key: int) -> bool:
 
 
 def session_of(row: sqlite3.Row) -> SessionInfo:
-    """A row selected with `SESSION_COLUMNS`.
+    """A row of ``sessions``.
 
     Raises:
         CorruptDataError: it fails its checksum.
@@ -99,6 +99,9 @@ def session_of(row: sqlite3.Row) -> SessionInfo:
         n_turns=row["n_turns"],
         n_tokens=row["n_tokens"],
         bytes=row["bytes"],
+        charged=row["bytes"] + row["row_bytes"],
+        max_bytes=row["max_bytes"],
+        ttl=row["ttl"],
     )
 
 
@@ -106,8 +109,9 @@ def insert_file(rows: sqlite3.Connection, file: FileRow, created_at: float) -> i
     """Insert a file; returns its key."""
     identity = file.identity
     cursor = rows.execute(
-        """INSERT INTO files(name, session, layout, start, stop, chunk_rows, bytes, checksums,
-           created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        """INSERT INTO files(name, session, layout, start, stop, chunk_rows, format, bytes,
+           checksums, blocks, commits, kv, created_at)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         (
             file.name,
             identity.session,
@@ -115,8 +119,12 @@ def insert_file(rows: sqlite3.Connection, file: FileRow, created_at: float) -> i
             identity.start,
             identity.stop,
             identity.chunk_rows,
+            identity.format,
             file.size,
             file.checksums,
+            to_json(file.blocks),
+            identity.commits,
+            file.kv,
             created_at,
         ),
     )
@@ -127,9 +135,23 @@ def insert_file(rows: sqlite3.Connection, file: FileRow, created_at: float) -> i
 def file_of(row: sqlite3.Row, store: str) -> FileRow:
     """A row of ``files``."""
     identity = Identity(
-        store, row["session"], row["layout"], row["start"], row["stop"], row["chunk_rows"]
+        store=store,
+        session=row["session"],
+        layout=row["layout"],
+        start=row["start"],
+        stop=row["stop"],
+        chunk_rows=row["chunk_rows"],
+        format=row["format"],
+        commits=row["commits"],
     )
-    return FileRow(row["name"], identity, row["bytes"], row["checksums"])
+    return FileRow(
+        name=row["name"],
+        identity=identity,
+        size=row["bytes"],
+        checksums=row["checksums"],
+        blocks=json.loads(row["blocks"]),
+        kv=bool(row["kv"]),
+    )
 
 
 def turn_values(turn: TurnRecord) -> dict[str, str | bytes | float]:

@@ -1,7 +1,7 @@
 """The default store: a directory with one SQLite database and immutable turn files.
 
 longmem.db    sessions, turns, commits, records, and the checksums of all files
-files/        one safetensors file per commit
+files/        safetensors: one file per commit, and those that small ones were merged into
 tmp/          files being written; emptied when a writer opens the store
 lock          held by the one writing process; names its pid
 """
@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
 from longmem.errors import (
     InputError,
@@ -23,20 +24,20 @@ from longmem.errors import (
     StoreReadOnlyError,
 )
 from longmem.store import Problem, SessionHandle, SessionInfo
-from longmem.stores.claim import Claim, Files, check_lease, load_files
+from longmem.stores.checks import check_id
+from longmem.stores.claim import Claim, check_lease
 from longmem.stores.database import Database
+from longmem.stores.expiry import Sweeper, check_sweeping, delete_expired
+from longmem.stores.files import Files, load_files
 from longmem.stores.folder import Folder
 from longmem.stores.handle import SQLiteHandle
 from longmem.stores.lock import WriterLock
+from longmem.stores.merging import MERGE_BYTES
+from longmem.stores.quota import Limits
 from longmem.stores.records import SQLiteRecords
 from longmem.stores.removal import recover, remove_session, work_off_queue
-from longmem.stores.rows import (
-    SESSION_COLUMNS,
-    find_session,
-    insert_session,
-    is_published,
-    session_of,
-)
+from longmem.stores.rows import find_session, insert_session, is_published, session_of
+from longmem.stores.usage import charge
 from longmem.stores.verify import verify
 
 
@@ -46,17 +47,32 @@ class SQLiteStore:
     Args:
         path: the directory; created with mode 0700 if it is not there.
         read_only: open without the writer lock, also beside a live writer. Writes raise.
+        max_bytes, max_owner_bytes: see `longmem.stores.quota.Limits`.
+        merge_bytes: K/V bytes of the files that small ones are merged into; None: they stay.
+        sweep_every: seconds between two calls of `sweep` in a thread of its own; None: no thread.
 
     Raises:
         StoreLockedError: another process writes to it.
         StoreFormatError: `path` is no store, or one of a newer longmem.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        max_bytes: int | None = None,
+        max_owner_bytes: int | None = None,
+        sweep_every: float | None = None,
+        merge_bytes: int | None = MERGE_BYTES,
+    ) -> None:
+        self._limits = Limits(max_bytes, max_owner_bytes)
+        check_sweeping(sweep_every, read_only)
         self.path = Path(path).expanduser().absolute()
         self.read_only = read_only
+        self._merge_bytes = merge_bytes
         self._guard = threading.RLock()
-        self._claimed: dict[str, SQLiteHandle] = {}
+        self._claimed: WeakValueDictionary[str, SQLiteHandle] = WeakValueDictionary()
         self._staged: set[SQLiteHandle] = set()
         self._folder = Folder(self.path, create=not read_only)
         self._writer = None if read_only else WriterLock(self.path / "lock")
@@ -75,6 +91,7 @@ class SQLiteStore:
         except BaseException:
             self._release()
             raise
+        self._sweeper = Sweeper(self.sweep, sweep_every)
 
     @property
     def records(self) -> SQLiteRecords:
@@ -84,14 +101,15 @@ class SQLiteStore:
     def create(self, info: SessionInfo) -> SessionHandle:
         """Create and claim a session that is not there yet."""
         self._writable()
-        _check_id(info.id)
-        fresh = replace(info, head=0, n_turns=0, n_tokens=0, bytes=0)
+        check_id(info.id)
+        fresh = replace(info, head=0, n_turns=0, n_tokens=0, bytes=0, charged=0)
         with self._guard:
             self._unclaimed(info.id)
             with self._database.transaction() as rows:
                 if find_session(rows, info.id) is not None:
                     raise SessionInUseError(f"session {info.id!r} exists already; open it")
                 key = insert_session(rows, fresh)
+                fresh = charge(rows, key, fresh, self._limits)
             handle = self._handle(Claim(key, 1, fresh, Files()))
             self._claimed[info.id] = handle
             return handle
@@ -108,7 +126,7 @@ class SQLiteStore:
                         "UPDATE sessions SET lease_epoch = ? WHERE key = ?", (epoch, row["key"])
                     )
                 info = session_of(row)
-                files = load_files(rows, row["key"], self._store_id)
+                files = load_files(rows, row["key"], info.head, self._store_id)
             handle = self._handle(Claim(row["key"], epoch, info, files))
             self._claimed[session_id] = handle
             return handle
@@ -118,7 +136,7 @@ class SQLiteStore:
         of_owner = "" if owner is None else "AND owner = :owner"
         with self._database.transaction() as rows:
             found = rows.execute(
-                f"""SELECT {SESSION_COLUMNS} FROM sessions s WHERE staged_for IS NULL {of_owner}
+                f"""SELECT * FROM sessions WHERE staged_for IS NULL {of_owner}
                     ORDER BY updated_at DESC, key DESC""",
                 {} if owner is None else {"owner": owner},
             ).fetchall()
@@ -132,9 +150,10 @@ class SQLiteStore:
         """
         self._writable()
         name = self._own(handle).claim.info.id
-        fresh = replace(info, id=name, head=0, n_turns=0, n_tokens=0, bytes=0)
+        fresh = replace(info, id=name, head=0, n_turns=0, n_tokens=0, bytes=0, charged=0)
         with self._database.transaction() as rows:
             key = insert_session(rows, fresh, staged_for=name)
+            fresh = charge(rows, key, fresh, self._limits)
         staged = self._handle(Claim(key, 1, fresh, Files()))
         with self._guard:
             self._staged.add(staged)
@@ -181,6 +200,11 @@ class SQLiteStore:
                 rows.execute("DELETE FROM records WHERE session = ?", (session_id,))
             self._erase()
 
+    def sweep(self, now: float | None = None) -> list[str]:
+        """Delete the sessions that have expired and are not open in this process; returns their ids."""
+        self._writable()
+        return delete_expired(self._database, self._guard, self._claimed, self.delete, now)
+
     def verify(self, session_id: str | None = None) -> list[Problem]:
         """Read everything (of one session) and return what is wrong; empty means sound."""
         if session_id is not None:
@@ -190,6 +214,7 @@ class SQLiteStore:
 
     def close(self) -> None:
         """Release locks and connections. Closing twice is fine."""
+        self._sweeper.stop()  # before the guard is taken: a sweep under way needs it
         with self._guard:
             try:
                 for handle in [*self._staged, *self._claimed.values()]:
@@ -209,7 +234,8 @@ class SQLiteStore:
         self.close()
 
     def _handle(self, claim: Claim) -> SQLiteHandle:
-        return SQLiteHandle(self._database, self._folder, self._store_id, claim, self._forget)
+        place = (self._database, self._folder, self._store_id)
+        return SQLiteHandle(*place, claim, self._forget, self._limits, self._merge_bytes)
 
     def _swap(self, old: SQLiteHandle, new: SQLiteHandle, after: Claim) -> None:
         """What `publish` does behind its transaction; in this order it may break off anywhere."""
@@ -266,10 +292,3 @@ class SQLiteStore:
         self._folder.close()
         if self._writer is not None:
             self._writer.release()
-
-
-def _check_id(session_id: str) -> None:
-    try:
-        session_id.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"session id {session_id!r} is not UTF-8") from None

@@ -12,8 +12,9 @@ from longmem.stores.claim import check_belongs
 from longmem.stores.database import Database
 from longmem.stores.folder import Folder
 from longmem.stores.records import record_value
-from longmem.stores.rows import SESSION_COLUMNS, file_of, layout_id, session_of, turn_of
+from longmem.stores.rows import file_of, layout_id, session_of, turn_of
 from longmem.stores.turn_file import FileRow
+from longmem.stores.usage import check_totals
 
 
 def verify(database: Database, folder: Folder, store: str, session_id: str | None) -> list[Problem]:
@@ -27,6 +28,7 @@ def verify(database: Database, folder: Folder, store: str, session_id: str | Non
             problems += _check_database(database)
             problems += _check_adapters(database)
             problems += _orphans(database, folder)
+            problems += _totals(database)
     except CorruptDataError as error:
         problems.append(Problem(session_id, database.path.name, str(error)))
     return problems
@@ -44,9 +46,7 @@ def _check_session(
     database: Database, folder: Folder, store: str, key: int, checked: set[str]
 ) -> Iterator[Problem]:
     with database.transaction() as rows:
-        session = rows.execute(
-            f"SELECT {SESSION_COLUMNS} FROM sessions s WHERE key = ?", (key,)
-        ).fetchone()
+        session = rows.execute("SELECT * FROM sessions WHERE key = ?", (key,)).fetchone()
         if session is None:
             return  # deleted since we listed it
         try:
@@ -74,7 +74,23 @@ def _check_records(rows: sqlite3.Connection, key: int, info: SessionInfo) -> Ite
         position, turns = row["stop"], row["stop_turn"]
     if (head, position, turns) != (info.head, info.n_tokens, info.n_turns):
         yield Problem(info.id, None, "the session's counts are not those of its commits")
+    yield from _check_extents(rows, key, info)
     yield from _check_turns(rows, key, info)
+
+
+def _check_extents(rows: sqlite3.Connection, key: int, info: SessionInfo) -> Iterator[Problem]:
+    """Each file must hold its commits from its first on; not all, if the session shares it."""
+    for row in rows.execute(
+        """SELECT f.*, count(*) AS held, max(c.seq) - min(c.seq) + 1 AS span, min(c.start) AS first,
+             max(c.stop) AS last FROM commits c JOIN files f ON f.key = c.file
+           WHERE c.session = ? GROUP BY f.key""",
+        (key,),
+    ):
+        whole = row["held"] < row["commits"] or row["last"] == row["stop"]
+        if not (whole and row["held"] == row["span"] <= row["commits"]) or (
+            row["first"] != row["start"]
+        ):
+            yield Problem(info.id, row["name"], "the file does not hold the commits that name it")
 
 
 def _check_turns(rows: sqlite3.Connection, key: int, info: SessionInfo) -> Iterator[Problem]:
@@ -94,8 +110,8 @@ def _check_turns(rows: sqlite3.Connection, key: int, info: SessionInfo) -> Itera
 
 def _files(rows: sqlite3.Connection, key: int, store: str) -> list[FileRow]:
     found = rows.execute(
-        """SELECT f.* FROM commits c JOIN files f ON f.key = c.file
-           WHERE c.session = ? ORDER BY c.seq""",
+        """SELECT * FROM files WHERE key IN (SELECT file FROM commits WHERE session = ?)
+           ORDER BY start, key""",
         (key,),
     )
     return [file_of(row, store) for row in found]
@@ -153,3 +169,8 @@ def _orphans(database: Database, folder: Folder) -> Iterator[Problem]:
         yield Problem(
             None, name, "no commit names this file; the next writer to open the store removes it"
         )
+
+
+def _totals(database: Database) -> Iterator[Problem]:
+    with database.transaction() as rows:
+        yield from check_totals(rows)

@@ -1,8 +1,9 @@
-"""Forks writers that are killed; run by test_stores_faults.py.
+"""Forks writers that are killed; run by `stores_faulty.Writer`.
 
-Reads lines ``[path, step]`` and answers with the lines ``started PID``, ``acknowledged HEAD`` per
-commit and ``ended CODE``. Without a step the writer commits forever; with one it commits twice and
-kills itself at that step of the third commit.
+Reads lines ``[path, step, work]`` and answers with the lines ``started PID``, ``acknowledged HEAD``
+per commit and ``ended CODE``. Without a step the writer commits forever; with one it commits twice
+and kills itself at that step of the third commit. With "merges" for work it merges behind every
+commit what it can; with a step it commits five times first and kills itself at that step of a merge.
 """
 
 from __future__ import annotations
@@ -20,32 +21,35 @@ from longmem.store import SessionHandle
 from longmem.stores import SQLiteStore
 from longmem.stores.samples import fill, sample_info
 
+MERGE_BYTES = 10_000  # three of the commits `fill` makes
+
 
 def main() -> None:
     torch.set_num_threads(1)  # a forked child has none of its parent's worker threads
     for line in sys.stdin:
-        path, step = json.loads(line)
+        path, step, work = json.loads(line)
         child = os.fork()
         if child == 0:
             try:
-                write(path, step)
+                write(path, step, merges=work == "merges")
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
         print("ended", os.waitstatus_to_exitcode(status), flush=True)
 
 
-def write(path: str, step: list[Any] | None) -> None:
+def write(path: str, step: list[Any] | None, merges: bool) -> None:
     print("started", os.getpid(), flush=True)
-    store = SQLiteStore(path)
+    store = SQLiteStore(path, merge_bytes=MERGE_BYTES)
     known = any(info.id == "alice" for info in store.sessions())
     handle = store.open("alice") if known else store.create(sample_info())
     if step is not None:
-        commit(handle)
-        commit(handle)
+        for _ in range(5 if merges else 2):
+            commit(handle)
         die_at(*step)
     while True:
-        commit(handle)
+        if not (merges and handle.merge(handle.info.n_tokens)):
+            commit(handle)
 
 
 def commit(handle: SessionHandle) -> None:

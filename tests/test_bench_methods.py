@@ -8,6 +8,7 @@ from longmem import ConfigError, MemoryConfig, presets
 from longmem.bench.methods import in_budget, methods, parse_changes, parse_vary
 from longmem.nano import memory as nano_memory
 
+GATES = ["infini:compressive.gates=gates.safetensors"]
 BASE = MemoryConfig(n_init=8, n_local=96, block_size=64, topk=4, lookup_span=128)
 
 
@@ -35,12 +36,15 @@ def test_the_preset_longmem_is_the_models_own_settings() -> None:
 
 
 def test_settings_change_in_all_presets_or_in_one() -> None:
-    changes = parse_changes(["repr_topk=2", "infllm:scorer=soft_vote", "compressive.decay=0.5"])
+    changes = parse_changes(
+        ["repr_topk=2", "infllm:scorer=soft_vote", *GATES, "infini:compressive.decay=0.5"]
+    )
     longmem, infllm, infini = methods(BASE, ["longmem", "infllm", "infini"], changes)
     assert {m.config.repr_topk for m in (longmem, infllm, infini)} == {2}
     assert infllm.config.scorer == "soft_vote"
     assert longmem.config.compressive is None
     assert infini.config.compressive is not None and infini.config.compressive.decay == 0.5
+    assert infini.config.compressive.rule == "delta_literal"
 
 
 def test_varied_settings_make_a_grid() -> None:
@@ -64,6 +68,20 @@ def test_varied_settings_make_a_grid() -> None:
         (["longmem"], ["full:topk=1"], [], "'full' is not among the presets compared"),
         (["longmem"], ["colour=red"], [], "preset longmem: MemoryConfig has no setting 'colour'"),
         (["longmem"], [], ["block_size=0,8"], "preset longmem block_size=0: "),
+        (["infini"], [], [], "preset infini: its gates are closed without a gate file"),
+        (
+            ["longmem", "infini"],
+            [*GATES, "compressive.rule=linear"],
+            [],
+            "preset longmem: its compressive is None and holds no rule; name the preset",
+        ),
+        (
+            ["longmem"],
+            [],
+            ["compressive.rule=linear,delta"],
+            "preset longmem compressive.rule=linear: its compressive is None and holds no rule",
+        ),
+        (["longmem"], ["topk.far=3"], [], "preset longmem: its topk is 4 and holds no far"),
     ],
 )
 def test_what_cannot_be_compared_is_one_message(
@@ -71,3 +89,8 @@ def test_what_cannot_be_compared_is_one_message(
 ) -> None:
     with pytest.raises(ConfigError, match="^.{0,40}" + message.replace("[", r"\[")):
         methods(BASE, names, parse_changes(changes), parse_vary(vary))
+
+
+def test_the_window_of_a_compressive_preset_can_be_compared_by_itself() -> None:
+    (window,) = methods(BASE, ["infini"], parse_changes(["infini:compressive=null"]))
+    assert window.config.compressive is None and window.config.window == "segment"

@@ -11,7 +11,7 @@ import torch
 from command import Command
 
 from longmem import ConfigError, Engine, MemoryConfig
-from longmem.bench.methods import methods
+from longmem.bench.methods import in_budget, methods, parse_changes
 from longmem.bench.perplexity import (
     TextScore,
     difference,
@@ -20,8 +20,21 @@ from longmem.bench.perplexity import (
     read_text,
     score_text,
 )
+from longmem.first_tokens import first_tokens
+from longmem.gate_file import save_gates, segment_of
+from longmem.memory import Gates
 
 TEXT = " ".join(f"On day {i} Anna saw {i * 7 % 13} ships and Ben {i % 5} gulls." for i in range(60))
+
+
+def half_open(engine: Engine, folder: Path) -> str:
+    """The change that opens the gates of the preset infini half, in a file of this model."""
+    shape = (len(engine.info.layers), engine.info.layers[0].heads)
+    settings = in_budget(engine.config, "infini")
+    assert settings.compressive is not None
+    path, half = folder / "gates.safetensors", Gates(torch.full(shape, 0.5))
+    save_gates(path, half, engine.model, settings.compressive, segment_of(settings))
+    return f"infini:compressive.gates={path}"
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +44,10 @@ def ids(engine: Engine) -> list[int]:
 
 @pytest.mark.parametrize("preset", ["longmem", "infllm", "em-llm", "infini", "full"])
 def test_no_token_is_predicted_with_anything_after_it(
-    engine: Engine, ids: list[int], preset: str
+    engine: Engine, ids: list[int], preset: str, tmp_path: Path
 ) -> None:
-    (method,) = methods(engine.config, [preset])
+    changes = [half_open(engine, tmp_path)] if preset == "infini" else []
+    (method,) = methods(engine.config, [preset], parse_changes(changes))
     under = Engine(engine.model, engine.tokenizer, method.config)
     other = [*ids[:310], *reversed(ids[310:])]  # in the middle of a span
     one, two = (torch.cat(list(losses(under, text, 32))) for text in (ids, other))
@@ -103,3 +117,33 @@ def test_the_command_compares_memories_on_a_file(
         second["nats_per_token"] - first["nats_per_token"], abs=1e-9
     )
     assert longmem("bench", "perplexity", "--file", str(tmp_path / "none.txt")).code == 2
+
+
+def test_a_text_that_is_not_utf_8_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"caf\xe9")
+    done = Command(monkeypatch, capsys)("bench", "perplexity", "--file", str(text))
+    assert done.code == 1 and "is not UTF-8" in done.err and done.err.count("\n") == 1
+
+
+class Counting:
+    """A tokenizer that notes how many characters it was given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.own, self.most = engine.tokenizer, 0
+
+    def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+        self.most = max(self.most, len(text))
+        return self.own(text, **options)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("text", [TEXT * 200, "x" * 500 + " " * 90_000, TEXT[:50]])
+def test_the_first_tokens_are_those_of_the_whole_text_and_the_rest_is_not_read(
+    engine: Engine, text: str
+) -> None:
+    counting = Counting(engine)
+    found = first_tokens(counting, text, 100)
+    assert found == engine.tokenizer(text, verbose=False)["input_ids"][:100]
+    assert counting.most < 50_000 or len(found) < 100 or text.endswith(" ")

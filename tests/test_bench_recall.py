@@ -15,7 +15,7 @@ from longmem import ConfigError, Engine
 from longmem.bench import reference as reference_module
 from longmem.bench.evidence import found_share
 from longmem.bench.figures import figures
-from longmem.bench.methods import methods
+from longmem.bench.methods import methods, parse_changes
 from longmem.bench.paired import Pairs, pairs
 from longmem.bench.plot import check_plot, draw
 from longmem.bench.recall import Plan, RecallRun, measure
@@ -23,6 +23,8 @@ from longmem.bench.reference import reference
 from longmem.bench.room import check_room, need
 from longmem.bench.tasks import CountTokens, Prompt, Question, get_task
 from longmem.bench.wilson import Share
+from longmem.cli.bench.output import write_json
+from longmem.cli.bench.table import tables
 from longmem.memory import Choice
 
 
@@ -146,6 +148,16 @@ class Impossible(Yesterday):
         return 0.0
 
 
+@dataclass(frozen=True)
+class Endless(Yesterday):
+    """A task that is as long whatever is asked for."""
+
+    name: str = "endless"
+
+    def make(self, seed: int, tokens: int, count_tokens: CountTokens) -> Prompt:
+        return super().make(seed, 2_000, count_tokens)
+
+
 def test_a_task_the_model_cannot_do_by_itself_is_not_blamed_on_memories(
     nano: Engine, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,8 +179,26 @@ def test_the_model_by_itself_sees_all_of_a_prompt_that_fits(
     found = reference(nano, get_task("conversation"), 256)
     assert found.share is not None and found.share.total >= 4 and 200 < found.tokens < 400
     assert found.able
-    too_long = reference(nano, get_task("conversation"), 2_000)
+    longest = reference(nano, get_task("conversation"), nano.info.max_positions)
+    assert longest.share is not None and 700 < longest.tokens < nano.info.max_positions
+    too_long = reference(nano, Endless(), 256)
     assert too_long.share is None and too_long.able is None
+
+
+def test_a_task_that_does_not_fit_is_asked_with_as_many_pairs_as_do(
+    nano: Engine, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_module, "QUESTIONS", 2)
+    found = reference(nano, get_task("kv_140"), 256)
+    assert found.share is not None and found.fewer and found.task == "kv_140"
+    assert 400 < found.tokens <= nano.info.max_positions
+    window = replace(plan, tasks=[get_task("kv_75")], lengths=[300], seeds=[0], questions=1)
+    run = measure(nano, replace(window, methods=plan.methods[2:], training_tokens=256, anyway=True))
+    (table,) = tables(run, window)
+    told = run.cells[0].costs[0].tokens
+    assert table.title == f"kv_75, 300 tokens asked for, {told:,} told" and told > 1_000
+    assert "with as many keys as fit" in str(table.caption)
+    assert figures(run, window)["references"][0]["fewer"] is True
 
 
 def test_evidence_counts_as_found_when_a_chosen_block_holds_a_part_of_it(engine: Engine) -> None:
@@ -199,7 +229,12 @@ def test_a_window_needs_no_room_for_blocks_and_a_store_needs_the_disk(
     window = Engine(nano.model, nano.tokenizer, nano.config.replace(topk=0))
     assert need(window, 10**6, False).host < need(nano, 10**6, False).host / 4
     size = sum(spec.bytes_per_token for spec in nano.info.layers)
-    assert need(nano, 10**6, True).disk > size * 10**6
+    lookups = nano.config.lookup_layers
+    chosen = [s for s in nano.info.layers if lookups == "all" or s.index in lookups]
+    keys = sum(spec.bytes_per_token for spec in chosen) / 2
+    rows = keys * nano.config.repr_topk / nano.config.block_size
+    assert rows > 0
+    assert need(nano, 10**6, True).disk > 1.05 * (size + rows) * 10**6
     assert need(nano, 10**9, True).host < need(nano, 10**9, False).host
     with pytest.raises(ConfigError, match=f"GB of disk at {tmp_path}"):
         small = Engine(nano.model, nano.tokenizer, nano.config.replace(topk=0, repr_topk=1))
@@ -267,6 +302,9 @@ def test_a_grid_of_settings_is_one_table(longmem: Command) -> None:
         (("--task", "nonsense"), "no task is called 'nonsense'; choose one of: passkey"),
         (("--presets", "nonsense"), "no preset is called 'nonsense'; choose one of longmem"),
         (("--tokens", "999_000_000_000"), "GB are free; take fewer --tokens or leave this preset"),
+        (("--task", ","), "--task names no task"),
+        (("--out", "pyproject.toml/out.json"), "pyproject.toml is no folder; give another file"),
+        (("--plot", "tests"), "tests cannot be written: it is a folder"),
         (("--task", "passkey", "--unseen"), "--unseen is for the tasks conversation and days"),
         (("--plot", "picture.bmp"), "end the name in .png"),
     ],
@@ -285,6 +323,17 @@ def test_lengths_are_whole_numbers(longmem: Command) -> None:
 
 
 def test_the_small_memory_of_the_tests_is_a_budget_for_all_presets(engine: Engine) -> None:
-    compared = methods(SMALL, ["longmem", "infllm", "em-llm", "infini", "recycled", "full"])
+    window = parse_changes(["infini:compressive=null"])
+    compared = methods(SMALL, ["longmem", "infllm", "em-llm", "infini", "recycled", "full"], window)
     run = measure(engine, Plan([Yesterday()], [300], [0], compared, questions=1))
     assert [len(cell.answers) for cell in run.cells] == [1] * 6
+
+
+def test_figures_that_no_file_takes_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ConfigError, match="the figures are on standard output"):
+        write_json({"recall": 0.5}, blocked / "out.json", printed=False)
+    assert json.loads(capsys.readouterr().out)["recall"] == 0.5

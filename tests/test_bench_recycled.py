@@ -32,6 +32,8 @@ def test_a_policy_is_fed_the_references_reply_on_its_own_schedule(nano: Engine) 
     for trial in run.trials:
         assert (trial.reference.steps, trial.policy.steps) == (12, 12)
         assert (trial.reference.refreshes, trial.policy.refreshes) == (12, 3)
+        layers = trial.reference.lookups // 12
+        assert (trial.policy.lookups, trial.policy.lookups_saved) == (3 * layers, 9 * layers)
     assert 0 < run.agreement.value <= 1
 
 
@@ -42,13 +44,16 @@ def test_attending_to_one_token_between_look_ups_changes_what_is_likeliest(nano:
 
 
 def test_the_figures_pair_the_answers() -> None:
-    good, bad = Side(1.0, 8, 8, 0.7), Side(0.0, 8, 2, 0.35)
+    good, bad = Side(1.0, 9, 9, 27, 0, 0.8), Side(0.0, 9, 2, 6, 21, 0.4)
     run = RecycledRun([Trial(good, good, 8), Trial(good, bad, 4)])
     found = run.figures()
-    assert found["top1_agreement"] == 0.75 and found["steps"] == 16
+    assert found["top1_agreement"] == 0.75 and found["steps"] == 16  # the first of 9 does not count
+    assert (found["refreshes_policy"], found["lookups_policy"]) == (11, 33)
+    assert (found["lookups_reference"], found["lookups_saved_policy"]) == (54, 21)
+    assert found["lookup_ratio"] == pytest.approx(54 / 33)
     assert (found["recall_reference"], found["recall_policy"]) == (1.0, 0.5)
     assert (found["both_right"], found["only_reference_right"]) == (1, 1)
-    assert found["time_ratio"] == pytest.approx((0.7 + 0.35) / 1.4)
+    assert found["time_ratio"] == pytest.approx((0.8 + 0.4) / 1.6)
 
 
 def test_the_command_prints_agreement_and_times(
@@ -60,7 +65,10 @@ def test_the_command_prints_agreement_and_times(
     )
     assert done.code == 0, done.err
     assert "top-1 agreement" in done.out
+    assert "refresh steps" in done.out and "look-ups of layers" in done.out
     figures = json.loads(done.out.splitlines()[-1])
     assert figures["settings"]["reference"]["stride"] == 1 and figures["replies"] == 2
+    large = longmem("bench", "recycled", "--tokens", "999_000_000_000".replace("_", ""))
+    assert large.code == 1 and large.err.endswith("GB are free; take fewer --tokens\n")
     wrong = longmem("bench", "recycled", "--preset", "nonsense")
     assert wrong.code == 1 and "no preset is called 'nonsense'" in wrong.err

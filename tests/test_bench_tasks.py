@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
 
-from longmem.bench.tasks import TASKS, get_task, register
+from longmem.bench.tasks import TASKS, Shrinking, get_task, register
 from longmem.bench.tasks.conversation import Conversation
+from longmem.bench.tasks.draw import distinct, names
 from longmem.bench.tasks.key_value import KeyValue
 from longmem.bench.tasks.niah import MultiValue
 from longmem.bench.tasks.passkey import PassKey
@@ -151,6 +153,43 @@ def test_unseen_words_make_another_conversation() -> None:
     plain, unseen = Conversation(), Conversation(unseen=True)
     assert unseen.name == "conversation_unseen"
     assert plain.make(0, 5_000, count) != unseen.make(0, 5_000, count)
+
+
+@pytest.mark.parametrize("name", ["niah_multikey", "lines"])
+def test_there_are_keys_for_prompts_of_millions_of_tokens(name: str) -> None:
+    rng = random.Random(0)
+    keys = names(rng, 20_000)
+    assert len(set(keys)) == 20_000
+    prompt = get_task(name).make(0, 2_000_000, lambda text: 60)
+    assert len(prompt.questions) == 20 and len(prompt.turns) > 30_000
+
+
+def test_keys_are_plain_words_as_long_as_there_are_enough() -> None:
+    assert all(re.fullmatch(r"[a-z]+-[a-z]+", key) for key in names(random.Random(1), 1_000))
+
+
+def test_strings_that_cannot_all_differ_are_an_error_and_no_endless_loop() -> None:
+    rng = random.Random(0)
+    with pytest.raises(ConfigError, match=r"needs 11 different keys or values, and .* gave 10"):
+        distinct(lambda: str(rng.randint(0, 9)), 11)
+    assert sorted(distinct(lambda: str(rng.randint(0, 9)), 10)) == [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "name", ["passkey", "number_string", "niah_multivalue", "niah_multiquery", "kv_75", "kv_140"]
+)
+def test_a_task_of_many_keys_can_be_told_with_fewer_down_to_one(name: str) -> None:
+    task, lengths = get_task(name), []
+    while isinstance(task, Shrinking):
+        prompt = task.make(0, 1, count)  # no room for chatter
+        assert prompt.questions
+        lengths.append(begins(prompt)[-1])
+        smaller = task.fewer()
+        if smaller is None:
+            break
+        task = smaller  # type: ignore[assignment]
+    assert lengths == sorted(lengths, reverse=True) and lengths[-1] < lengths[0] / 5
+    assert len(prompt.questions) == 1
 
 
 def test_an_unknown_task_is_refused_with_the_names_there_are() -> None:

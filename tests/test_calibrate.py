@@ -335,6 +335,8 @@ def test_what_cannot_work_is_told_before_any_work(
     assert "there is no folder" in refused("--text", str(dialogue), "--out", missing)
     asked = ["--text", str(dialogue), "--out", str(out)]
     assert "nothing to fit" in refused(*asked, "--features", "--feature-map", "dpfp")
+    assert "which is no preset; write --set topk=VALUE" in refused(*asked, "--set", "infllm:topk=3")
+    assert "--feature-steps are those of --features" in refused(*asked, "--feature-steps", "9")
     dialogue.write_bytes(b"\xff\xfe")
     assert "is not UTF-8" in refused(*asked)
     assert not out.exists()

@@ -239,7 +239,7 @@ def test_the_time_per_token_is_measured(longmem: Command, monkeypatch: pytest.Mo
     monkeypatch.setattr("longmem.bench.decode.REPLY_TOKENS", 2)
     done = longmem("bench", "decode", "--history", "300", "--history", "600", "--json")
     figures = json.loads(done.out.splitlines()[-1])
-    assert len(figures["decode"]) == 2 and figures["model"] == "nano"
+    assert len(figures["decode"]["recycled"]) == 2 and figures["model"] == "nano"
 
 
 def test_the_time_per_token_of_another_model_is_measured(longmem: Command, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import attached, new_memory, qwen3, read, read_in_passes, tokens
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
@@ -13,7 +16,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from longmem import ConfigError, Engine, MemoryConfig, nano
 from longmem.attention import ModelInfo
 from longmem.config import Compressive
-from longmem.gate_file import load_gates, save_gates
+from longmem.gate_file import load_gates, save_gates, segment_of
 from longmem.memory import AttentionCall, ForwardPass, Gates, ReadSpan, SessionMemory
 from longmem.ops.compressive import (
     CompressiveState,
@@ -198,13 +201,18 @@ def gate_file(tmp_path_factory) -> Path:
     engine = Engine.nano()
     path = tmp_path_factory.mktemp("gates") / "gates.safetensors"
     settings = Compressive(rule="delta", chunk=32)
-    save_gates(path, gates(engine.info, 0.3, -1.0), engine.model, settings)
+    made = gates(engine.info, 0.3, -1.0)
+    save_gates(path, made, engine.model, settings)
+    segment = nano.memory().n_local
+    save_gates(path.with_name("segment.safetensors"), made, engine.model, settings, segment)
     return path
 
 
 @pytest.mark.parametrize("window", ["sliding", "segment"])
 def test_a_resumed_session_has_the_same_memory(tmp_path, gate_file, window):
     """M and z are not stored: they are folded again from stored keys and values, bit for bit."""
+    if window == "segment":
+        gate_file = gate_file.with_name("segment.safetensors")
     settings = Compressive(rule="delta", gates=str(gate_file), chunk=32)
     config = nano.memory().replace(compressive=settings)
     if window == "segment":
@@ -252,6 +260,54 @@ def test_a_gate_file_made_for_other_settings_is_refused(tmp_path, routed, change
     save_gates(path, gates(info), model, LINEAR)
     with pytest.raises(ConfigError, match=message):
         load_gates(path, model, info.layers, LINEAR.model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("change", "window", "message"),
+    [
+        ({"chunk": 16}, "sliding", "made for chunk = '8'"),
+        ({}, "segment", "made for window = 'sliding', but .* MemoryConfig.window"),
+    ],
+)
+def test_a_gate_file_made_for_another_window_or_chunk_is_refused(
+    tmp_path, routed, change, window, message
+):
+    model, info = routed
+    path = tmp_path / "gates.safetensors"
+    save_gates(path, gates(info), model, LINEAR)
+    config = SMALL.replace(window=window, topk=0)
+    with pytest.raises(ConfigError, match=message):
+        load_gates(path, model, info.layers, LINEAR.model_copy(update=change), segment_of(config))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["exported", "calibrated"])
+def test_a_gate_file_from_before_windows_were_noted_still_loads(tmp_path, routed, named):
+    model, info = routed
+    path = tmp_path / "gates.safetensors"
+    save_gates(path, gates(info), model, LINEAR)
+    with safe_open(path, framework="pt") as file:
+        old = {k: v for k, v in file.metadata().items() if k != "window"}
+    save_file({"gate": gates(info).gate}, path, metadata=old | ({"segment": "12"} if named else {}))
+    for segment in (12, None):
+        assert torch.equal(
+            load_gates(path, model, info.layers, LINEAR, segment).gate, gates(info).gate
+        )
+    if named:
+        with pytest.raises(ConfigError, match="made for segment = '12'"):
+            load_gates(path, model, info.layers, LINEAR, 64)
+
+
+def test_a_delta_rule_whose_normaliser_stops_is_warned_of_when_gates_are_loaded(tmp_path, routed):
+    model, info = routed
+    path = tmp_path / "gates.safetensors"
+    settings = Compressive(rule="delta", feature_map="dpfp", chunk=8)
+    save_gates(path, gates(info), model, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_gates(path, model, info.layers, settings)
+    save_gates(path, gates(info), model, settings, 64)
+    with pytest.warns(UserWarning, match="64 tokens folded at once: .* stops growing"):
+        load_gates(path, model, info.layers, settings, 64)
 
 
 def test_gates_outside_their_range_and_files_that_are_none_are_refused(tmp_path, routed):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from longmem.ops.compressive import (
+    EPS,
     CompressiveState,
     FeatureMap,
     get_feature_map,
@@ -16,6 +17,7 @@ from longmem.ops.compressive import (
     retrieve_naive,
     update,
     update_naive,
+    warn_if_fixed,
 )
 
 DIM, KV_HEADS = 8, 2
@@ -172,6 +174,95 @@ def test_the_delta_rule_replaces_what_a_key_held():
         answers[rule] = held / mass[..., None]
     torch.testing.assert_close(answers["delta"], v + 1)
     torch.testing.assert_close(answers["linear"], v + 0.5)
+
+
+def folded(*bindings: tuple[list[float], list[float]], rule: str = "delta") -> CompressiveState:
+    """A memory told bindings of features ``[4]`` and values ``[2]``, by the naive and the fast fold."""
+    fast, slow = (CompressiveState.empty(1, 4, 2) for _ in range(2))
+    for key, value in bindings:
+        k, v = torch.tensor([[key]]), torch.tensor([[value]])
+        update(fast, k, v, rule)
+        update_naive(slow, k, v, rule)
+    close(fast, slow)
+    return fast
+
+
+CORRECTED = [([4.0, 0.0, 0.0, 0.0], [1.0, 0.0]), ([1.0, 1.0, 0.0, 0.0], [0.0, 1.0])]
+"""The second binding is corrected along an entry that z, which has the first, knows nothing of."""
+
+
+def test_what_the_normaliser_does_not_cover_is_no_reading_without_bound():
+    state = folded(*CORRECTED)
+    for query in ([0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1e-4, 0.0], [1e-4, 1.0, 0.0, 0.0]):
+        q = torch.tensor([[query]])
+        held, mass = retrieve(q, state, "delta")
+        assert (held / mass.clamp(min=EPS)[..., None]).norm() <= 150  # |q M| / (0.01 |q|^2)
+        torch.testing.assert_close((held, mass), retrieve_naive(q, state, "delta"))
+    covered = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+    assert torch.equal(retrieve(covered, state, "delta")[0], retrieve(covered, state)[0])
+
+
+def test_a_key_that_the_normaliser_does_not_cover_is_written_as_it_is():
+    state = folded(*CORRECTED, ([0.0, 1.0, 0.0, 0.0], [3.0, 3.0]))
+    assert state.M.abs().max() < 10
+    torch.testing.assert_close(state.z[0, :2], torch.tensor([4.0, 1.0]))
+
+
+def test_under_the_delta_rule_the_normaliser_grows_on_if_features_are_sparse_and_chunks_short():
+    features, (_, k, v) = feature_map("dpfp"), draw(128, 1)
+    state, sizes = empty(features), []
+    for start in range(0, 128, 16):
+        part = slice(start, start + 16)
+        update(state, features(k[:, part]), v[:, part], "delta")
+        sizes.append(float(state.z.sum()))
+    assert sizes[-1] > 1.05 * sizes[0]
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_under_the_delta_rule_one_long_chunk_covers_all_that_follows(name):
+    features, (_, k, v) = feature_map(name), draw(512, 1)
+    state = empty(features)
+    update(state, features(k[:, :64]), v[:, :64], "delta")
+    first = state.z
+    update(state, features(k[:, 64:]), v[:, 64:], "delta")
+    torch.testing.assert_close(state.z, first, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "chunk", "told"),
+    [
+        ("delta", "dpfp", 16, False),
+        ("delta", "learned", 16, False),
+        ("delta", "dpfp", 17, True),
+        ("delta", "elu", 8, True),
+        ("linear", "elu", 128, False),
+        ("delta_literal", "elu", 128, False),
+    ],
+)
+def test_settings_whose_normaliser_does_not_grow_are_warned_of(recwarn, rule, name, chunk, told):
+    warn_if_fixed(rule, name, chunk)
+    assert [("stops growing" in str(each.message)) for each in recwarn] == [True] * told
+
+
+def test_the_share_that_z_grows_by_is_a_constant_to_gradients():
+    features, (_, k, v) = feature_map("dpfp"), draw(8, 1)
+    state = empty(features)
+    update(state, features(k[:, :1]), v[:, :1], "delta")
+    phi = features(draw(8, 1, seed=2)[1]).requires_grad_()
+    before, share = state.z, 1 - (phi @ state.z[..., None])[..., 0] / phi.square().sum(-1)
+    share = share.clamp(0, 1).detach()
+    assert ((share > 0.05) & (share < 0.95)).any()
+    update(state, phi, v, "delta")
+    torch.testing.assert_close(state.z - before, (phi * share[..., None]).sum(1))
+    (state.z * torch.arange(state.z.shape[-1])).sum().backward()
+    expected = share[..., None] * torch.arange(state.z.shape[-1])
+    torch.testing.assert_close(phi.grad, expected.expand_as(phi))
+
+
+def test_an_unknown_rule_is_refused():
+    features, (_, k, v) = feature_map("elu"), draw(2, 1)
+    with pytest.raises(ValueError, match="no rule 'foo'; choose one of linear, delta"):
+        update(empty(features), features(k), v, "foo")
 
 
 @pytest.mark.parametrize("name", MAPS)

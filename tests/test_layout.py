@@ -35,11 +35,13 @@ PUBLIC = [
     "SessionError",
     "SessionInUseError",
     "SessionNotFoundError",
+    "SessionPool",
     "SessionStats",
     "StaleWriterError",
     "Store",
     "StoreError",
     "StoreFormatError",
+    "StoreFullError",
     "StoreLockedError",
     "StoreReadOnlyError",
     "Timings",
@@ -52,6 +54,7 @@ ABOVE_ENGINE = {
     f"longmem.{name}"
     for name in [
         "session",
+        "session_pool",
         "conversation",
         "turn_input",
         "reply_stream",
@@ -130,11 +133,18 @@ def test_the_package_list_is_that_of_the_folders() -> None:
     ("package", "allowed"),
     [
         ("longmem.ops", ()),
+        ("longmem.codec", ()),
         ("longmem.retrieval", ("longmem.errors",)),
         ("longmem.recycling", ("longmem.config", "longmem.errors", "longmem.memory")),
         (
             "longmem.memory",
-            ("longmem.ops", "longmem.retrieval", "longmem.config", "longmem.errors"),
+            (
+                "longmem.ops",
+                "longmem.retrieval",
+                "longmem.codec",
+                "longmem.config",
+                "longmem.errors",
+            ),
         ),
         (
             "longmem.stores",

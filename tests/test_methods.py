@@ -30,6 +30,9 @@ from longmem.stores import SQLiteStore
 SMALL = MemoryConfig(
     n_init=4, n_local=24, block_size=8, topk=3, repr_topk=2, lookup_span=16, stride=4
 )
+TWO_LEVELS = {
+    "two_level_above": 0, "two_level_shelf": 4, "two_level_group": 3, "two_level_probe": 2
+}  # fmt: skip
 METHODS = {
     "per KV head": {"selection": "kv_head"},
     "per KV head, one look-up layer": {"selection": "kv_head", "lookup_layers": (1,)},
@@ -47,6 +50,14 @@ METHODS = {
     "few tokens of all": {"lookup": "all", "topk_tokens": 9, "pool_tokens": 3},
     "few tokens per KV head": {"selection": "kv_head", "topk_tokens": 9},
     "turns": {"block_boundaries": "turn", "min_block": 4},
+    "two levels": TWO_LEVELS,
+    "two levels per KV head, limited": {**TWO_LEVELS, "selection": "kv_head", "max_blocks": 14},
+    "bf16": {"codec": "bf16", "lookup_layers": (1,)},
+    "int8, turns": {"codec": "int8", "block_boundaries": "turn", "min_block": 4},
+    "int4": {"codec": "int4"},
+    "int4 of all": {"codec": "int4", "lookup": "all"},
+    "slots": {"device_bytes": 2**18, "host_bytes": 0},
+    "slots per KV head, int8": {"device_bytes": 2**20, "selection": "kv_head", "codec": "int8"},
 }
 
 
@@ -210,6 +221,13 @@ def test_a_model_with_nan_in_a_weight_is_refused(engine):
         ({"pool_tokens": 4}, "even"),
         ({"lookup": "all", "far_positions": "ordered"}, "far_positions"),
         ({"recycling": 3}, "recycling"),
+        ({"compressive": {"mix": "lse"}}, 'mix="lse" holds what a block limit drops'),
+        ({"compressive": {"gates": ""}}, "gates is an empty path"),
+        ({"topk": 0, "contiguity": 2}, "contiguity = 2 adds neighbours"),
+        ({"refine": "modularity"}, "moves boundaries of surprise"),
+        ({"surprise_gamma": float("inf")}, "surprise_gamma: .*finite"),
+        ({"lookup_layers": (-1,)}, "ascending layer numbers"),
+        ({"stride": True}, "stride: it is no switch"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(settings, message):
@@ -228,9 +246,32 @@ def test_settings_of_the_compressive_memory_are_refused_alike():
         Compressive(decay=2)
 
 
+def test_a_refused_setting_inside_another_is_told_once():
+    with pytest.raises(ConfigError) as refused:
+        MemoryConfig(compressive={"decay": 2})
+    assert str(refused.value).count("given") == 1 and "(given: 2)" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lookup": "all", "max_blocks": 4},
+        {"compressive": {"mix": "lse"}, "max_blocks": 16},
+        {"compressive": {"mix": "lse"}, "topk": 0},
+        {"lookup": "all", "topk": 0, "contiguity": 2},
+    ],
+)
+def test_settings_that_only_look_as_if_they_disagreed_are_taken(settings):
+    assert MemoryConfig(**settings).max_blocks == settings.get("max_blocks")
+
+
 def test_a_preset_keeps_its_own_rule_when_gates_are_given():
-    config = MemoryConfig.preset("infini", compressive={"gates": "gates.safetensors"})
-    assert config.compressive.rule == "delta_literal"
+    for given in ({"gates": "gates.safetensors"}, Compressive(gates="gates.safetensors")):
+        config = MemoryConfig.preset("infini", compressive=given)
+        assert config.compressive.rule == "delta_literal"
+        assert config.compressive.gates == "gates.safetensors"
+    changed = MemoryConfig.preset("infini", compressive=Compressive(rule="linear"))
+    assert changed.compressive.rule == "linear"
 
 
 def test_segment_tokens_do_not_decide_where_look_ups_happen(engine):
@@ -245,5 +286,6 @@ def test_presets_are_settings_and_unknown_ones_are_refused():
     assert MemoryConfig.preset("infllm", topk=3).topk == 3
     for name in NAMES:
         MemoryConfig.preset(name)
-    with pytest.raises(ConfigError, match="choose one of longmem, infllm"):
-        MemoryConfig.preset("magic")
+    for unknown in ("magic", ["infllm"]):
+        with pytest.raises(ConfigError, match="choose one of longmem, infllm"):
+            MemoryConfig.preset(unknown)

@@ -7,12 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from longmem.store import Records, SessionHandle, Store
+from longmem.store import Commit, Records, SessionHandle, Store
 from longmem.stores import InMemoryStore, SQLiteStore, conformance
+from longmem.stores.claim import Claim
+from longmem.stores.handle import SQLiteHandle
 from longmem.stores.samples import sample_info
+
+
+class MergingStore(SQLiteStore):
+    """Merges behind every commit whatever it can."""
+
+    def _handle(self, claim: Claim) -> SQLiteHandle:
+        handle = super()._handle(claim)
+        commit = handle.commit
+
+        def commit_and_merge(new: Commit) -> int:
+            head = commit(new)
+            while handle.merge(handle.info.n_tokens):
+                pass
+            return head
+
+        handle.commit = commit_and_merge  # type: ignore[method-assign]
+        return handle
+
 
 MAKERS: dict[str, Callable[[Path], Store]] = {
     "sqlite": lambda path: SQLiteStore(path / "store"),
+    "merging": lambda path: MergingStore(path / "store", merge_bytes=5000),  # two small commits
     "memory": lambda path: InMemoryStore(),
 }
 

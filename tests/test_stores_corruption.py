@@ -15,8 +15,9 @@ from longmem.errors import CorruptDataError, StoreFormatError
 from longmem.store import SessionHandle
 from longmem.stores import SQLiteStore
 from longmem.stores.header import entries_of
+from longmem.stores.open_file import TurnFile
 from longmem.stores.samples import assert_equal, fill, sample_commit, sample_info
-from longmem.stores.turn_file import CHUNK_ROWS, Identity, TurnFile, write
+from longmem.stores.turn_file import CHUNK_ROWS, Identity, write
 
 
 @pytest.fixture
@@ -171,13 +172,13 @@ def test_a_file_damaged_while_it_is_open_raises(path: Path) -> None:
 
 def test_another_sessions_file_is_recognised(tmp_path: Path) -> None:
     with SQLiteStore(tmp_path / "store") as store:
-        alice, bob = store.create(sample_info("alice")), store.create(sample_info("bob"))
+        alice, carol = store.create(sample_info("alice")), store.create(sample_info("carol"))
         fill(alice, 1)
         of_alice = only_file(tmp_path / "store")
-        fill(bob, 1)
-        (of_bob,) = set((tmp_path / "store/files").iterdir()) - {of_alice}
-        swap(of_alice, of_bob)
-        for handle, other in ((alice, "'bob'"), (bob, "'alice'")):
+        fill(carol, 1)
+        (of_carol,) = set((tmp_path / "store/files").iterdir()) - {of_alice}
+        swap(of_alice, of_carol)
+        for handle, other in ((alice, "'carol'"), (carol, "'alice'")):
             with pytest.raises(CorruptDataError, match=f"written for session {other}"):
                 handle.read_kv(0, 0, 1)
 

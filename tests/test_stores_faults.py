@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import errno
 import importlib
-import itertools
-import json
 import os
 import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from stores_faulty import Step, Writer, commits_up_to, failing
 
 from longmem.errors import StoreError
 from longmem.stores import SQLiteStore
 from longmem.stores.claim import insert_turns
 from longmem.stores.samples import assert_holds, fill, sample_commit, sample_info
-
-Step = tuple[str, str, int, bool]
-"""A step of a commit: module, function, which call of it, and whether it has done its work."""
 
 STEPS: dict[str, Step] = {
     "before writing": ("longmem.stores.turn_file", "serialize_file", 1, False),
@@ -43,7 +36,6 @@ STEPS: dict[str, Step] = {
     "commit row": ("longmem.stores.handle", "insert_commit", 1, True),
     "turn rows": ("longmem.stores.handle", "insert_turns", 1, True),
 }
-WRITER = Path(__file__).with_name("stores_writer_process.py")
 ERRORS: dict[str, BaseException] = {
     "disk full": OSError(errno.ENOSPC, "No space left on device"),
     "interrupt": KeyboardInterrupt(),
@@ -152,59 +144,6 @@ def expect_clean_failure(path: Path, step: Step, error: BaseException) -> BaseEx
     return caught.value
 
 
-def failing(
-    original: Callable[..., Any], error: BaseException, call: int, *, after: bool
-) -> Callable[..., Any]:
-    """`original`, but its `call`-th call raises, before or after doing its work."""
-    calls = itertools.count(1)
-
-    def wrapped(*args: Any, **options: Any) -> Any:
-        number = next(calls)
-        if number == call and not after:
-            raise error
-        result = original(*args, **options)
-        if number == call:
-            raise error
-        return result
-
-    return wrapped
-
-
-class Writer:
-    """A process that imports once and then forks a writer per run, so that each can be killed."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(WRITER)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def start(self, path: Path, crash_at: Step | None) -> int:
-        """Fork a writer that commits until it dies; returns its process id."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([str(path), crash_at]) + "\n")
-        self.process.stdin.flush()
-        return self.read("started")
-
-    def read(self, word: str) -> int:
-        """The number on the next line, which must start with `word`."""
-        assert self.process.stdout is not None
-        found, number = self.process.stdout.readline().split()
-        assert found == word
-        return int(number)
-
-    def drain(self) -> list[int]:
-        """Heads acknowledged until the writer died of SIGKILL."""
-        assert self.process.stdout is not None
-        heads = []
-        for line in self.process.stdout:
-            word, number = line.split()
-            if word == "ended":
-                assert int(number) == -signal.SIGKILL
-                break
-            heads.append(int(number))
-        return heads
-
-
 @pytest.fixture(scope="module")
 def writer() -> Iterator[Writer]:
     writer = Writer()
@@ -251,14 +190,9 @@ def test_kill_9_at_random_moments_loses_nothing_that_was_acknowledged(
 
 def expect_commits(path: Path, count: int) -> None:
     """The store opens, holds exactly the first `count` commits, and no other file."""
-    info, commits = sample_info(), []
-    for head in range(count):
-        commits.append(
-            sample_commit(replace(info, head=head, n_tokens=12 * head, n_turns=2 * head))
-        )
     with SQLiteStore(path) as store:
         handle = store.open("alice")
-        assert_holds(handle, commits)
+        assert_holds(handle, commits_up_to(count))
         assert store.verify() == []
     assert len(list((path / "files").iterdir())) == count
     assert list((path / "tmp").iterdir()) == []

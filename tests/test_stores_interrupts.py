@@ -15,7 +15,7 @@ import pytest
 from longmem.errors import StaleWriterError, StoreError, StoreLockedError
 from longmem.store import Commit, SessionHandle
 from longmem.stores import SQLiteStore, lock
-from longmem.stores.claim import Files
+from longmem.stores.files import Extent, Files
 from longmem.stores.handle import SQLiteHandle
 from longmem.stores.samples import assert_holds, fill, sample_commit, sample_info
 
@@ -77,12 +77,11 @@ def test_a_commit_interrupted_while_the_handle_takes_note_counts(
     commits = [*fill(session, 1), sample_commit(session.info)]
     noted = session.claim.files  # type: ignore[attr-defined]  # of SQLiteHandle
 
-    def append_half(files: Files, start: int, stop: int, row: Any) -> None:
-        files.rows.append(row)
+    def append_half(files: Files, extent: Extent) -> None:
+        files.extents.append(extent)
         if files is noted:
             raise KeyboardInterrupt
-        files.stops.append(stop)
-        files.starts.append(start)
+        files._starts.append(extent.start)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Files, "append", append_half)

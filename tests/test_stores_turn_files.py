@@ -30,7 +30,7 @@ def test_a_turn_file_is_plain_safetensors_with_its_identity(tmp_path: Path) -> N
     assert_same(load_file(file), expected)
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-    assert metadata["format"] == "longmem-turns/1"
+    assert metadata["format"] == "longmem-turns/2"
     assert (metadata["session"], metadata["start"], metadata["stop"]) == ("alice", "0", "12")
     assert len(metadata["store"]) == 32
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from longmem.attention import attach, forward, route
 from longmem.config import Compressive, MemoryConfig
-from longmem.errors import ConfigError, UnsupportedModelError
+from longmem.errors import ConfigError, InputError, UnsupportedModelError
 from longmem.gate_file import load_gates
 from longmem.memory import AttentionCall, SessionMemory
 from longmem.ops.compressive import EluPlusOne, retrieve, retrieve_naive, update, update_naive
@@ -245,7 +245,7 @@ def test_an_exported_folder_holds_the_model_and_its_gates(tmp_path):
     file = export(model, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     settings = Compressive(rule="delta", feature_map="learned", gates=str(file))
-    gates = load_gates(file, loaded, model.specs, settings)
+    gates = load_gates(file, loaded, model.specs, settings, SEGMENT)
     assert torch.equal(gates.gate, model.gate)
     assert sorted(gates.features) == [0, 1, 2]
     assert torch.equal(gates.features[2], model.feature_weights[2])
@@ -264,7 +264,7 @@ def test_a_session_memory_computes_what_was_trained(tmp_path, rule, feature_map)
     info = attach(loaded)
     settings = Compressive(rule=rule, feature_map=feature_map, gates=str(file))
     config = MemoryConfig.preset("infini", n_local=SEGMENT, compressive=settings)
-    gates = load_gates(file, loaded, info.layers, settings)
+    gates = load_gates(file, loaded, info.layers, settings, SEGMENT)
     memory = SessionMemory(info.layers, config, 0, gates=gates)
     logits = read_in_passes(loaded, memory, ids[0].tolist(), span=5, spans_per_pass=2)
     torch.testing.assert_close(logits, expected[0], atol=5e-4, rtol=1e-4)
@@ -280,3 +280,67 @@ def test_models_with_windows_of_their_own_and_segments_too_long_are_refused():
         SegmentRecurrent(sliding, segment=SEGMENT)
     with pytest.raises(ConfigError, match="choose a shorter segment"):
         SegmentRecurrent(qwen3(), segment=512)
+
+
+def test_the_linear_rule_is_the_default():
+    assert SegmentRecurrent(qwen3(), segment=SEGMENT).rule == "linear"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "foo"}, "no rule 'foo'; choose one of linear"),
+        ({"feature_map": "relu"}, "no feature map 'relu'; choose one of elu"),
+        ({"segment": 2.5}, "segment = 2.5 is no whole number"),
+        ({"segment": 0}, "segment = 0 is no whole number within the 256 positions"),
+    ],
+)
+def test_settings_that_cannot_be_trained_are_refused_by_their_name(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SegmentRecurrent(qwen3(), **{"segment": SEGMENT, **settings})
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = qwen3()
+    model.model.layers[1].self_attn.q_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.self_attn\.q_proj.* holds NaN"):
+        SegmentRecurrent(model, segment=SEGMENT)
+
+
+@pytest.mark.parametrize("bptt", [0, -1, 1.5])
+def test_a_gradient_that_would_reach_back_through_no_segment_is_refused(bptt):
+    with pytest.raises(ConfigError, match="is no number of segments"):
+        Trainer(recurrent(), bptt=bptt)
+
+
+def test_ids_and_weights_of_other_shapes_are_refused_before_anything_is_computed():
+    model, ids = recurrent(), batch(2, 9)
+    trainer = Trainer(model)
+    with pytest.raises(InputError, match=r"weights are of shape \[2, 9\].*targets \[2, 8\]"):
+        trainer.step(ids, torch.ones(2, 9))
+    for shape in (ids[:, :1], ids[0]):
+        with pytest.raises(InputError, match=r"give \[B, T \+ 1\] token ids"):
+            trainer.step(shape)
+    with pytest.raises(InputError, match=r"give token ids \[B, T\]"):
+        model(ids[0])
+
+
+def test_gradient_checkpointing_is_refused_by_name():
+    model = recurrent()
+    model.model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(ConfigError, match="gradient checkpointing does not go with"):
+        Trainer(model).step(batch(1, 9))
+    with torch.no_grad():
+        model(batch(1, 9))
+
+
+def test_the_segment_an_export_was_trained_with_is_the_one_it_loads_with(tmp_path):
+    model = recurrent()
+    file = export(model, tmp_path)
+    settings = Compressive(rule="linear", gates=str(file))
+    with pytest.raises(ConfigError, match=r"segment = '8', but .*'16'; set MemoryConfig.n_local"):
+        load_gates(file, model.model, model.specs, settings, 16)
+    with pytest.raises(ConfigError, match=r"window = 'segment', but .*'sliding'"):
+        load_gates(file, model.model, model.specs, settings)
+    assert load_gates(file, model.model, model.specs, settings.model_copy(update={"chunk": 5}), 8)

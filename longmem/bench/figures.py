@@ -103,7 +103,8 @@ def _interval(share: Share) -> list[float]:
 
 def _reference(each: Reference) -> dict[str, Any]:
     score = _share(each.share) if each.share else None
-    return {"task": each.task, "tokens": each.tokens, "score": score, "able": each.able}
+    about = {"task": each.task, "tokens": each.tokens, "fewer": each.fewer}
+    return {**about, "score": score, "able": each.able}
 
 
 def _pair(a: Cell, b: Cell) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from longmem.errors import ConfigError
 
 _OWN = "longmem"
 _SIZES = ("n_local", "block_size", "lookup_span")
-_HOST = ("max_init", "host_bytes", "max_turn_bytes", "keep_reasoning")
+_HOST = (
+    "max_init",
+    "device_bytes",
+    "host_bytes",
+    "max_bytes",
+    "ttl",
+    "max_turn_bytes",
+    "keep_reasoning",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def in_budget(base: MemoryConfig, name: str) -> MemoryConfig:
     - n_local, block_size and lookup_span; n_init, too, unless the method has none;
     - as many looked-up blocks: a preset with contiguity has its share of base.topk as neighbours;
     - topk_tokens of base.topk * base.block_size tokens, if the method picks tokens;
-    - what is about the machine: host_bytes, max_init, max_turn_bytes, keep_reasoning.
+    - what is about the machine: the limits of bytes and of time, max_init, keep_reasoning.
 
     A preset that looks up all blocks ("full", and "recycled" when it refreshes) attends to more, as
     its method does.
@@ -90,7 +98,8 @@ def methods(
         vary: per setting its values; every preset is taken with every combination of them.
 
     Raises:
-        ConfigError: an unknown preset or setting, a value out of range, nothing to compare.
+        ConfigError: an unknown preset or setting, a value out of range, nothing to compare, or a
+            compressive memory without a gate file, which would hold nothing.
     """
     _refuse_strangers(names, changes)
     found = []
@@ -102,6 +111,7 @@ def methods(
             config = _checked(
                 label, lambda n=name, c=(*mine, *varied): _changed(in_budget(base, n), c)
             )
+            _refuse_closed_gates(label, config)
             found.append(Method(label, config))
     if not found:
         raise ConfigError(
@@ -150,14 +160,31 @@ def _refuse_strangers(names: Sequence[str], changes: Sequence[Change]) -> None:
             )
 
 
+def _refuse_closed_gates(label: str, config: MemoryConfig) -> None:
+    if config.compressive is not None and config.compressive.gates is None:
+        name = label.split()[0]
+        raise ConfigError(
+            f"preset {label}: its gates are closed without a gate file, so that its compressive memory "
+            f"would hold nothing; give --set {name}:compressive.gates=FILE, or measure the window alone "
+            f"by --set {name}:compressive=null"
+        )
+
+
 def _changed(config: MemoryConfig, changes: Sequence[Change]) -> MemoryConfig:
-    """A setting inside a nested one is changed only where that one is there."""
+    """The settings with changes; those of whole settings come before those inside them."""
     plain = {c.path[0]: c.value for c in changes if len(c.path) == 1}
     values = config.replace(**plain).model_dump()
     for change in changes:
         outer, *inner = change.path
-        if inner and values.get(outer, {}) is not None:
-            values[outer] = {**values.get(outer, {}), ".".join(inner): change.value}
+        if not inner:
+            continue
+        held = values.get(outer, {})
+        if not isinstance(held, dict):
+            raise ConfigError(
+                f"its {outer} is {held!r} and holds no {'.'.join(inner)}; name the preset that the change "
+                f"is for, as in --set infini:{'.'.join(change.path)}=VALUE, or leave it out"
+            )
+        values[outer] = {**held, ".".join(inner): change.value}
     return MemoryConfig(**values)
 
 

@@ -25,6 +25,7 @@ from longmem.bench.room import check_room
 from longmem.bench.watch import Unwatched, Watch
 from longmem.engine import Engine
 from longmem.errors import ConfigError
+from longmem.first_tokens import first_tokens
 from longmem.memory import ForwardPass, ReadSpan, SessionMemory
 
 
@@ -71,7 +72,7 @@ def read_text(engine: Engine, text: str, tokens: int) -> list[int]:
     Raises:
         ConfigError: there are fewer.
     """
-    ids: list[int] = engine.tokenizer(text, verbose=False)["input_ids"][:tokens]
+    ids = first_tokens(engine.tokenizer, text, tokens)
     if len(ids) < tokens:
         raise ConfigError(
             f"the text has {len(ids):,} tokens, fewer than {tokens:,}; lower --tokens"
@@ -95,7 +96,8 @@ def measure(
     }
     size = min(under.spans(span)[0].tokens for under in engines.values())
     for name, under in engines.items():
-        check_room(under, f"preset {name}", len(ids))
+        advice = "take fewer --tokens or leave this preset out"
+        check_room(under, f"preset {name}", len(ids), advice=advice)
         watch.begin(name, len(ids))
         scores[name] = score_text(under, ids, scored_from, size, watch)
     return scores

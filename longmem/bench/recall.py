@@ -94,7 +94,7 @@ def measure(engine: Engine, plan: Plan, watch: Watch | None = None) -> RecallRun
         for m in plan.methods
     }
     for name, each in engines.items():
-        check_room(each, f"preset {name}", max(plan.lengths), plan.folder)
+        _check(each, name, max(plan.lengths), plan)
     run = RecallRun([], {})
     for task in plan.tasks:
         if plan.training_tokens:
@@ -103,6 +103,12 @@ def measure(engine: Engine, plan: Plan, watch: Watch | None = None) -> RecallRun
             for tokens in plan.lengths:
                 run.cells.extend(_cells(engines, plan, task, tokens, watch))
     return run
+
+
+def _check(engine: Engine, name: str, tokens: int, plan: Plan) -> None:
+    store = "" if plan.folder is not None else ", or let blocks lie on disk with --store FOLDER"
+    advice = f"take fewer --tokens or leave this preset out{store}"
+    check_room(engine, f"preset {name}", tokens, plan.folder, advice)
 
 
 def _cells(
@@ -115,6 +121,8 @@ def _cells(
         length = sum(size(text) for _, text in prompt.turns)
         questions = spread(prompt.questions, plan.questions)
         for name, engine in engines.items():
+            if length > tokens:
+                _check(engine, name, length, plan)
             watch.begin(f"{task.name} {tokens:,} seed {seed}, {name}", length)
             answers, cost = examine(engine, task, prompt, questions, watch, plan.folder)
             cells[name].answers.extend(answers)

@@ -4,7 +4,8 @@ blocks up at every token.
 Both memories are told the same prompts and asked the same questions. Beside the free replies, whose
 recall is compared, each of the reference's replies is fed to both, token by token, through the same
 decode loop with its policy at work (teacher forcing): at how many steps is the likeliest next token
-the same? Times are taken from these, for they decode the same tokens.
+the same? The first step, at which both look up, does not count. Times are taken from these replies, for
+both memories decode the same tokens.
 """
 
 from __future__ import annotations
@@ -37,19 +38,24 @@ class Side:
     Args:
         score: of its free reply, by the task.
         steps: tokens it was fed under teacher forcing.
-        refreshes: how many of these steps looked blocks up.
+        refreshes: how many of these steps looked blocks up, in one layer or more.
+        lookups: look-ups of layers at these steps.
+        lookups_saved: further ones that looking up in all layers at every step would have taken.
         seconds: decoding them took, the first left out.
     """
 
     score: float
     steps: int
     refreshes: int
+    lookups: int
+    lookups_saved: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One question under both memories; `agree` counts steps with the same likeliest token."""
+    """One question under both memories; `agree` counts steps after the first with the same likeliest
+    token."""
 
     reference: Side
     policy: Side
@@ -64,8 +70,9 @@ class RecycledRun:
 
     @property
     def agreement(self) -> Share:
-        """Top-1 agreement, over all steps of the teacher's replies."""
-        return Share(sum(t.agree for t in self.trials), sum(t.policy.steps for t in self.trials))
+        """Top-1 agreement, over all steps of the teacher's replies but their first."""
+        steps = sum(max(0, trial.policy.steps - 1) for trial in self.trials)
+        return Share(sum(trial.agree for trial in self.trials), steps)
 
     @property
     def pairs(self) -> Pairs:
@@ -85,6 +92,7 @@ class RecycledRun:
             "policy": [trial.policy for trial in self.trials],
         }
         times = {name: _ms_per_token(side) for name, side in sides.items()}
+        lookups = {name: sum(s.lookups for s in side) for name, side in sides.items()}
         return {
             "replies": len(self.trials),
             "top1_agreement": agreement.value,
@@ -98,6 +106,9 @@ class RecycledRun:
             "neither_right": counts.neither,
             "p": counts.p,
             **{f"refreshes_{name}": sum(s.refreshes for s in side) for name, side in sides.items()},
+            **{f"lookups_{name}": amount for name, amount in lookups.items()},
+            "lookups_saved_policy": sum(side.lookups_saved for side in sides["policy"]),
+            "lookup_ratio": lookups["reference"] / lookups["policy"] if lookups["policy"] else None,
             **{f"ms_per_token_{name}": ms for name, ms in times.items()},
             "time_ratio": times["policy"] / times["reference"] if times["reference"] else None,
         }
@@ -181,9 +192,18 @@ def _trial(
         )
         score = task.score(question, said.text)
         usage, seconds = forced.usage, forced.timings.decode
-        sides.append(Side(score, usage.generated, usage.refreshes, seconds))
+        sides.append(
+            Side(
+                score,
+                usage.generated,
+                usage.refreshes,
+                usage.lookups,
+                usage.lookups_saved,
+                seconds,
+            )
+        )
         best.append(seat.engine.best)
-    agree = sum(a == b for a, b in zip(*best, strict=True))
+    agree = sum(a == b for a, b in list(zip(*best, strict=True))[1:])
     return Trial(sides[0], sides[1], agree)
 
 

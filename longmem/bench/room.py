@@ -15,6 +15,8 @@ _GROWTH = 1.5
 """Buffers that grow are allocated half as large again."""
 _TEXT = 64
 """Bytes of one token's text and id in Python objects, or in the store."""
+_FILES = 1.1
+"""Headers, checksums and the ends of short files come on top of what is stored."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def need(engine: Engine, tokens: int, stored: bool) -> Need:
     first = 0 if config.lookup_layers == "all" else config.lookup_layers[0]
     everything = config.lookup == "all"
     kept = min(1.0, config.repr_topk / config.block_size)
-    blocks = index = attended = disk = 0.0
+    blocks = index = rows = attended = disk = 0.0
     for spec in engine.info.layers:
         size = spec.bytes_per_token * tokens
         disk += size
@@ -45,22 +47,30 @@ def need(engine: Engine, tokens: int, stored: bool) -> Need:
         blocks += size if everything or config.topk > 0 else 0
         attended += size * _GROWTH if everything else 0
         if config.lookup_layers == "all" or spec.index in config.lookup_layers:
+            rows += size / 2 * kept
             index += size / 2 * kept * _GROWTH
     if stored:
         blocks = min(blocks, config.host_bytes)
     return Need(
         host=int(blocks + _TEXT * tokens),
         device=int(index + attended),
-        disk=int(disk + _TEXT * tokens) if stored else 0,
+        disk=int((disk + rows + _TEXT * tokens) * _FILES) if stored else 0,
     )
 
 
-def check_room(engine: Engine, name: str, tokens: int, folder: Path | None = None) -> None:
+def check_room(
+    engine: Engine,
+    name: str,
+    tokens: int,
+    folder: Path | None = None,
+    advice: str = "take fewer --tokens",
+) -> None:
     """Refuse a history that this machine cannot hold, before anything is read.
 
     Args:
         name: of the settings, for the message.
         folder: of the store; None keeps the session in memory.
+        advice: what to do where memory is short.
 
     Raises:
         ConfigError: says how much is missing where.
@@ -72,8 +82,6 @@ def check_room(engine: Engine, name: str, tokens: int, folder: Path | None = Non
         _compare(name, tokens, needed.device, free, "GPU memory", "take fewer --tokens")
     else:
         on_host += needed.device
-    store = "" if folder is not None else ", or let blocks lie on disk with --store FOLDER"
-    advice = f"take fewer --tokens or leave this preset out{store}"
     _compare(name, tokens, on_host, free_memory(), "memory", advice)
     if folder is not None:
         place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())

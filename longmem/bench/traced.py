@@ -8,6 +8,7 @@ from longmem.config import MemoryConfig
 from longmem.engine import Engine
 from longmem.feeding import Fed, Feed
 from longmem.memory import Choice
+from longmem.packing import Outcome
 
 
 class TracedEngine(Engine):
@@ -26,11 +27,11 @@ class TracedEngine(Engine):
         self.best: list[int] = []
         """After each of them, the token of the greatest logit."""
 
-    def forward(self, feeds: Sequence[Feed]) -> list[Fed]:
-        """As `Engine.forward`."""
-        results = super().forward(feeds)
+    def run_pass(self, feeds: Sequence[Feed]) -> Sequence[Outcome]:
+        """As `Engine.run_pass`."""
+        results = super().run_pass(feeds)
         for feed, fed in zip(feeds, results, strict=True):
-            if feed.trace:
+            if feed.trace and isinstance(fed, Fed):
                 self.choices += fed.reading.choices
                 self.fed += feed.ids
                 self.best.append(int(fed.logits.argmax()))

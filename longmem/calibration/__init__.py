@@ -1,7 +1,7 @@
 """Gates of the compressive memory without training the model: one pass over sample text.
 
     engine = Engine.from_pretrained("my-model")
-    config = engine.config.replace(compressive=Compressive(rule="delta"))
+    config = engine.config.replace(compressive=Compressive(rule="linear"))
     found = calibrate(engine.model, engine.info, config, [ids], context=2048)
     save_gates("gates.safetensors", found.gates, engine.model, config.compressive)
 

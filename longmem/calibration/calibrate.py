@@ -18,7 +18,9 @@ from longmem.calibration.text import check_context, split
 from longmem.config import Compressive, MemoryConfig
 from longmem.errors import ConfigError
 from longmem.fit import check_fit
+from longmem.gate_file import segment_of
 from longmem.memory import Gates, LayerSpec
+from longmem.ops.compressive import warn_if_fixed
 
 
 def calibrate(
@@ -93,6 +95,8 @@ def check_model(model: PreTrainedModel, info: ModelInfo, config: MemoryConfig) -
                 f"the weight {name!r} of this model holds NaN or infinite values, from which no gate "
                 "follows; load sound weights, or another dtype"
             )
+    sigma, chunk = config.compressive.feature_map, segment_of(config) or config.compressive.chunk
+    warn_if_fixed(config.compressive.rule, sigma, chunk)
     return config.compressive
 
 

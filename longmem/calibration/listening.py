@@ -43,7 +43,7 @@ class Listening(CompressiveMemory):
         """Note what `CompressiveMemory.mix` would mix, and give `out` back."""
         start, self._at = self._at, self._at + q.shape[1]
         if not self.empty:
-            held, mass = retrieve(self._features(q), self.state)
+            held, mass = retrieve(self._features(q), self.state, self.config.rule)
             mass = mass.clamp(min=EPS)
             by_lse = self.config.mix == "lse" and lse is not None
             level = mass.log() - lse if by_lse and lse is not None else None

@@ -29,7 +29,7 @@ class WholeLayer(LayerMemory):
 
     def _read_piece(self, part: Part, i: int, reading: Reading, call: AttentionCall) -> Tensor:
         local = self.local
-        local.append(part.k, part.v, part.angles)
+        local.extend(part.k, part.k_rot, part.v)
         none = local.raw[:, :0]
         return attend(
             part.q_near, part.q_far, none, none, local.raw, local.rot, local.v,

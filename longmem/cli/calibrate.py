@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from longmem.cli.calibrate_report import show
-from longmem.cli.common import NANO, AsJson, Device, Model, console, load_engine
-from longmem.errors import ConfigError, InputError
+from longmem.cli.common import NANO, AsJson, Device, Model, console, load_engine, read_utf8
+from longmem.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ Set = Annotated[
     ),
 ]
 Features = Annotated[bool, typer.Option("--features", help="Fit feature maps first (LoLCATs).")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of that, per layer.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of that, per layer.  [default: 400]")]
 
 
 def calibrate(
@@ -83,7 +83,7 @@ def calibrate(
         FeatureMap | None, typer.Option(help="sigma.  [default: elu]", show_default=False)
     ] = None,
     features: Features = False,
-    feature_steps: Steps = 400,
+    feature_steps: Steps = None,
     mix: Annotated[Mix, typer.Option(help="How memory joins attention.")] = Mix.GATE,
     set_: Set = None,
     device: Device = None,
@@ -95,12 +95,14 @@ def calibrate(
     stay closed, so that a gate file never makes it worse there.
     """
     sigma = _feature_map(feature_map, features)
-    content = _content(text)
+    if feature_steps is not None and sigma != FeatureMap.LEARNED.value:
+        raise ConfigError("--feature-steps are those of --features, which is not asked for; add it")
+    content = read_utf8(text, "--text")
     _check_out(out)
     engine = load_engine(model, device)
     from longmem.calibration import calibrate as find
     from longmem.calibration.settings import settings
-    from longmem.gate_file import save_gates
+    from longmem.gate_file import save_gates, segment_of
 
     how = {"rule": rule.value, "feature_map": sigma, "mix": mix.value}
     changes = _changes(set_ or [], how)
@@ -111,10 +113,11 @@ def calibrate(
     with _bars(screen) as watch:
         found = find(
             engine.model, engine.info, config, _texts(engine, content, separator, tokens),
-            context=context, feature_steps=feature_steps, watch=watch,
+            context=context, feature_steps=feature_steps or 400, watch=watch,
         )  # fmt: skip
     about = {"text": text.name, "held_out_loss": f"{found.kept.loss:.4f}"}
-    save_gates(out, found.gates, engine.model, config.compressive, **about)
+    compressive, segment = config.compressive, segment_of(config)
+    save_gates(out, found.gates, engine.model, compressive, segment, **about)
     show(screen, found, config, out)
     if as_json:
         asked = {"model": model, "config": config.model_dump(mode="json"), "gates": str(out)}
@@ -128,17 +131,6 @@ def _feature_map(given: FeatureMap | None, features: bool) -> Any:
             "out one of the two"
         )
     return FeatureMap.LEARNED.value if features else (given or FeatureMap.ELU).value
-
-
-def _content(text: Path) -> str:
-    try:
-        return text.read_text("utf-8")
-    except OSError as error:
-        raise InputError(
-            f"the text {text} cannot be read: {error.strerror}; check --text"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"the text {text} is not UTF-8 ({error}); convert it first") from None
 
 
 def _check_out(out: Path) -> None:
@@ -156,6 +148,11 @@ def _changes(set_: list[str], how: dict[str, str]) -> dict[str, Any]:
 
     changes: dict[str, Any] = {"compressive": dict(how)}
     for change in parse_changes(set_):
+        if change.preset is not None:
+            raise ConfigError(
+                f"--set {change.preset}:...: gates are calibrated for one memory, which is no preset; "
+                f"write --set {'.'.join(change.path)}=VALUE"
+            )
         if change.path == ("compressive",) or change.path[0] == "n_local":
             raise ConfigError(
                 f"--set {change.path[0]}: use --window, --rule, --feature-map or --mix"
@@ -171,14 +168,16 @@ def _texts(engine: Engine, content: str, separator: str | None, most: int) -> li
     """Each session's tokens ``[N]``; special tokens written in the text count as such."""
     import torch
 
+    from longmem.first_tokens import first_tokens
+
     parts = [content]
     if separator:
         first, *rest = content.split(separator)
         parts = [first, *(separator + part for part in rest)]
     texts = []
     for part in parts:
-        encoded = engine.tokenizer(part, add_special_tokens=False, verbose=False)
-        ids = torch.tensor(encoded["input_ids"][:most], dtype=torch.long)
+        found = first_tokens(engine.tokenizer, part, most, add_special_tokens=False)
+        ids = torch.tensor(found, dtype=torch.long)
         most -= len(ids)
         if len(ids):
             texts.append(ids)

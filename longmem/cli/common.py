@@ -31,6 +31,49 @@ StorePath = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+def check_writable(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written, before minutes of work and not after them.
+
+    Raises:
+        ConfigError: it is a folder, or its folder is none, or may not be written to.
+    """
+    if path is None:
+        return None
+    from longmem.errors import ConfigError
+
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if place == path.absolute():
+        wrong = "it is a folder" if place.is_dir() else ""
+    else:
+        wrong = "" if place.is_dir() else f"{place} is no folder"
+    if not wrong and not os.access(place, os.W_OK):
+        wrong = f"{place} may not be written to"
+    if wrong:
+        raise ConfigError(f"{path} cannot be written: {wrong}; give another file")
+    return path
+
+
+def read_utf8(path: Path, option: str) -> str:
+    """A text file.
+
+    Args:
+        option: that named it, for the message.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    from longmem.errors import InputError
+
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(
+            f"the text {path} cannot be read: {error.strerror}; check {option}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the text {path} is not UTF-8 ({error}); convert it first") from None
+
+
 def console() -> Console:
     """A console that prints text as it is, without guessing at numbers to colour."""
     return Console(highlight=False, markup=False, emoji=False)

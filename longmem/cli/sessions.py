@@ -1,4 +1,4 @@
-"""`longmem sessions`: look at what a store holds, and bring transcripts in."""
+"""`longmem sessions`: look at what a store holds, make room in it, and bring transcripts in."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from rich.text import Text
 
 from longmem.cli import transcript
 from longmem.cli.common import (
@@ -24,12 +21,11 @@ from longmem.cli.common import (
     Device,
     Model,
     StorePath,
-    console,
-    default_store,
     load_engine,
     open_store,
-    readable_bytes,
 )
+from longmem.cli.listing import found_in, headline, print_table, session_json
+from longmem.cli.prune import prune
 from longmem.errors import InputError, SessionInUseError
 
 if TYPE_CHECKING:
@@ -37,6 +33,7 @@ if TYPE_CHECKING:
     from longmem.store import SessionInfo, TurnRecord
 
 app = typer.Typer(help="List, read, check, delete and import sessions.", no_args_is_help=True)
+app.command()(prune)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The session.")]
 
@@ -48,14 +45,14 @@ def list_sessions(
     as_json: AsJson = False,
 ) -> None:
     """All sessions of a store, the most recently used first."""
-    found = _found(store, owner)
+    found = found_in(store, owner)
     if as_json:
-        typer.echo(json.dumps([_as_json(info) for info in found], ensure_ascii=False))
+        typer.echo(json.dumps([session_json(info) for info in found], ensure_ascii=False))
         return
     if not found:
         typer.echo("No sessions.")
         return
-    _print_table(found)
+    print_table(found)
 
 
 @app.command()
@@ -71,7 +68,7 @@ def show(
         info = handle.info
         turns = handle.turns(max(0, info.n_turns - last) if last else 0)
     if not as_json:
-        typer.echo(_headline(info))
+        typer.echo(headline(info))
     for turn in turns:
         typer.echo(_turn_json(turn) if as_json else f"\n[{turn.index}] {turn.role}\n{turn.text}")
 
@@ -87,7 +84,7 @@ def delete(
     if not yes:
         if not sys.stdin.isatty():
             raise InputError(f"session {id!r} was not deleted: nobody is there to ask; give --yes")
-        typer.confirm(f"Delete {_headline(info)}?", abort=True)
+        typer.confirm(f"Delete {headline(info)}?", abort=True)
     with open_store(store) as opened:
         opened.delete(id)
     typer.echo(f"Deleted session {id}.")
@@ -177,61 +174,9 @@ def _read(
         handle.close()
 
 
-def _found(store: Path | None, owner: str | None) -> list[SessionInfo]:
-    """On a fresh machine, where nobody named a store, there are none yet; that is no error."""
-    if store is None and not default_store().exists():
-        return []
-    with open_store(store, read_only=True) as opened:
-        return opened.sessions(owner)
-
-
 def _find(id: str, path: Path | None) -> SessionInfo:
     with open_store(path, read_only=True) as store:
         return store.open(id).info
-
-
-def _print_table(found: Sequence[SessionInfo]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("session", overflow="fold")
-    for title in ("turns", "tokens", "on disk"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("last used", no_wrap=True)
-    table.add_column("begun with", overflow="fold")
-    for info in found:
-        table.add_row(
-            Text(info.id),
-            f"{info.n_turns:,}",
-            f"{info.n_tokens:,}",
-            readable_bytes(info.bytes),
-            _when(info.updated_at),
-            Text(str(info.metadata.get("model", ""))),
-        )
-    console().print(table)
-
-
-def _headline(info: SessionInfo) -> str:
-    size = readable_bytes(info.bytes)
-    return (
-        f"session {info.id}: {info.n_turns:,} turns, {info.n_tokens:,} tokens, {size} on disk, "
-        f"last used {_when(info.updated_at)}"
-    )
-
-
-def _when(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
-
-
-def _as_json(info: SessionInfo) -> dict[str, Any]:
-    return {
-        "id": info.id,
-        "owner": info.owner,
-        "turns": info.n_turns,
-        "tokens": info.n_tokens,
-        "bytes_disk": info.bytes,
-        "created_at": info.created_at,
-        "updated_at": info.updated_at,
-        "metadata": dict(info.metadata),
-    }
 
 
 def _turn_json(turn: TurnRecord) -> str:

@@ -5,6 +5,7 @@ from longmem.memory.gates import Gates
 from longmem.memory.reading import AttentionCall, Choice, Decide, Reading, ReadSpan
 from longmem.memory.session_memory import Exported, Mark, SessionMemory
 from longmem.memory.spec import LayerSpec
+from longmem.ops.scratch import Scratch
 
 __all__ = [
     "AttentionCall",
@@ -17,5 +18,6 @@ __all__ = [
     "Mark",
     "ReadSpan",
     "Reading",
+    "Scratch",
     "SessionMemory",
 ]

@@ -112,7 +112,7 @@ class CompressiveMemory:
         """
         if self.empty:
             return out
-        held, mass = retrieve(self._features(q), self.state)  # [H, T, D], [H, T]
+        held, mass = retrieve(self._features(q), self.state, self.config.rule)  # [H, T, D], [H, T]
         mass = mass.clamp(min=EPS)
         if self._offset is None:
             share = self._gate.expand_as(mass)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longmem.memory.shelves import Grid, Shelves
 from longmem.memory.spec import LayerSpec
+from longmem.memory.stored import Stored
 from longmem.retrieval import Form, IndexRows
 
 SUB_BLOCK = 16
@@ -27,37 +29,71 @@ class BlockIndex:
 
     Blocks keep their numbers when older ones are dropped: `first` is the oldest candidate.
 
+    With a grid every `Grid.shelf` blocks are also grouped (`Shelves`), and above `Grid.above`
+    candidates look-ups go through those groups: then only the rows of blocks on no full shelf are
+    held here, once the others are committed.
+
     Args:
         spec: the layer.
         n_repr: R, of the "tokens" form.
         form: what a row is.
+        grid: of the shelves; None has none.
     """
 
-    def __init__(self, spec: LayerSpec, n_repr: int, form: Form = "tokens") -> None:
+    def __init__(
+        self, spec: LayerSpec, n_repr: int, form: Form = "tokens", grid: Grid | None = None
+    ) -> None:
         self.spec = spec
         self._n_repr = n_repr
         self._form = form
         self.first = 0
         """Oldest block that look-ups may choose."""
         self._held = 0  # oldest block whose rows are held
+        self._oldest = 0  # oldest block that may become a candidate again
         self._starts = torch.zeros(_FIRST_ROWS, dtype=torch.int64)  # first row of each held block
         self._n = 0  # blocks held; _starts[_n] is the end of the last one
         self._keys = self._allocate(_FIRST_ROWS)
+        self.shelves = Shelves(spec, grid) if grid else None
+        """Groups of the rows of full shelves; None where every look-up reads all rows."""
+        self.max_bytes: int | None = None
+        """Bytes to stay below where the store holds the rows of groups, too: as far as one look-up
+        through groups can be done."""
 
     def __len__(self) -> int:
         """Blocks closed so far, dropped ones included."""
         return self._held + self._n
 
     @property
+    def grouped(self) -> bool:
+        """Whether look-ups go through groups."""
+        return self.shelves is not None and len(self) - self.first > self.shelves.grid.above
+
+    @property
+    def loose(self) -> int:
+        """Oldest of the blocks of which look-ups score every row: all candidates, or those on no full
+        shelf."""
+        if self.shelves is not None and self.grouped:
+            return max(self.first, self.shelves.stop)
+        return self.first
+
+    @property
+    def width(self) -> int:
+        """Values that a query brings before votes are counted: one per block, or two per group and
+        one per block on no full shelf."""
+        groups = 0
+        if self.shelves is not None and self.grouped:
+            groups = self.shelves.candidates(self.first)[2].shape[0]
+        return 2 * groups + len(self) - self.loose
+
+    @property
     def rows(self) -> IndexRows:
-        """The rows of blocks ``first .. len - 1``, a view: read it before blocks are added."""
-        starts = self._starts[self.first - self._held : self._n + 1]
-        return IndexRows(self._keys[:, int(starts[0]) : int(starts[-1])], starts, self.spec.scaling)
+        """The rows of blocks ``loose .. len - 1``, a view: read it before blocks are added."""
+        return self._rows(self.loose, len(self))
 
     @property
     def bytes(self) -> int:
         """Bytes allocated."""
-        return self._keys.nbytes + self._starts.nbytes
+        return self._own_bytes + (self.shelves.bytes if self.shelves else 0)
 
     def add(self, raw: Tensor, mass: Tensor) -> None:
         """Add a closed block.
@@ -73,34 +109,43 @@ class BlockIndex:
         self._keys[:, start : start + n] = rows
         self._n += 1
         self._starts[self._n] = start + n
+        self._fill_shelves()
 
     def truncate(self, n: int) -> None:
         """Forget the blocks from `n` on."""
         assert n >= self._held, f"block {n} was released"
         self._n = min(self._n, n - self._held)
         self.first = min(self.first, n)
+        if self.shelves is not None:
+            self.shelves.truncate(n // self.shelves.grid.shelf)
 
     def drop_front(self, first: int) -> None:
         """Let look-ups choose among blocks ``first .. len - 1``. May go back to a lower `first` than
         before, as far as blocks were not released."""
-        assert self._held <= first <= len(self), f"blocks before {self._held} were released"
+        assert self._oldest <= first <= len(self), f"blocks before {self._oldest} were released"
         self.first = first
 
     def release(self, n: int) -> None:
-        """Dropped blocks before `n` will not be wanted back: let their rows go.
+        """All that is held is committed, and dropped blocks before `n` will not be wanted back: let go
+        of their rows, and of those that look-ups read in groups.
 
         They are moved out once they are half of all rows, so that each row is moved once on average.
         """
-        gone = min(self.first, n) - self._held
+        first = min(self.first, n)
+        gone = (self.loose if self.grouped else first) - self._held
         row = int(self._starts[gone]) if gone > 0 else 0
-        if row == 0 or 2 * row < self._end:
-            return
-        keys = self._keys[:, row : self._end]
-        self._keys = self._allocate(keys.shape[1] + _FIRST_ROWS)
-        self._keys[:, : keys.shape[1]] = keys
-        self._starts = torch.cat((self._starts[gone:] - row, self._starts.new_zeros(gone)))
-        self._held += gone
-        self._n -= gone
+        if row and 2 * row >= self._end:
+            keys = self._keys[:, row : self._end]
+            self._keys = self._allocate(keys.shape[1] + _FIRST_ROWS)
+            self._keys[:, : keys.shape[1]] = keys
+            self._starts = torch.cat((self._starts[gone:] - row, self._starts.new_zeros(gone)))
+            self._held += gone
+            self._n -= gone
+            self._oldest = max(self._oldest, min(first, self._held))
+        if self.shelves is not None:
+            self.shelves.release(min(first, self._held))
+            self._limit(self.shelves)
+            self.shelves.commit()
 
     def export(self, since: int) -> tuple[Tensor, Tensor]:
         """Blocks from `since` on: rows ``[M', H_kv, D']`` and their number per block ``[N']`` int32."""
@@ -111,16 +156,65 @@ class BlockIndex:
 
     def load(self, keys: Tensor, counts: Tensor, first: int = 0) -> None:
         """Hold exactly the blocks that `export` gave, numbered from `first` on."""
-        self.first = self._held = first
+        self.first = self._held = self._oldest = first
         self._n, rows = len(counts), keys.shape[0]
         self._starts = torch.zeros(self._n + _FIRST_ROWS, dtype=torch.int64)
         self._starts[1 : self._n + 1] = counts.cumsum(0)
         self._keys = self._allocate(rows + _FIRST_ROWS)
         self._keys[:, :rows] = keys.transpose(0, 1)
 
+    def restore(self, stored: Stored, blocks: int, first: int) -> None:
+        """Become the index of a stored session of `blocks` blocks, of which look-ups may choose those
+        from `first` on. Rows that are read in groups stay in the store; what was stored without
+        groups is grouped now.
+
+        Raises:
+            CorruptDataError: as the store's, or what is stored does not belong together.
+        """
+        i = self.spec.index
+        counts = stored.part(f"counts.{i}", 0, blocks)
+        starts = torch.cat((counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)))
+        self.first, held = first, 0
+        if self.shelves is not None:
+            self.shelves.load(stored, blocks)
+            held = self.shelves.stop if blocks - first > self.shelves.grid.above else 0
+        keys = stored.part(f"representatives.{i}", int(starts[held]), int(starts[-1]))
+        self.load(keys, counts[held:], held)
+        self.first, self._oldest = first, 0
+        self._fill_shelves()
+
     @property
     def _end(self) -> int:
         return int(self._starts[self._n])
+
+    @property
+    def _own_bytes(self) -> int:
+        return self._keys.nbytes + self._starts.nbytes
+
+    def _rows(self, first: int, stop: int) -> IndexRows:
+        starts = self._starts[first - self._held : stop - self._held + 1]
+        return IndexRows(self._keys[:, int(starts[0]) : int(starts[-1])], starts, self.spec.scaling)
+
+    def _fill_shelves(self) -> None:
+        """Group the rows of shelves that are full."""
+        if self.shelves is None:
+            return
+        while self.shelves.stop + self.shelves.grid.shelf <= len(self):
+            rows = self._rows(self.shelves.stop, self.shelves.stop + self.shelves.grid.shelf)
+            self.shelves.add(rows.keys, rows.starts.diff())
+
+    def _limit(self, shelves: Shelves) -> None:
+        """How many pages may be in memory: what max_bytes leaves, at least those of one look-up; none
+        while look-ups read all rows."""
+        if self.max_bytes is None:
+            return
+        most = 0
+        if self.grouped:
+            one_look_up = shelves.grid.probe * self.spec.kv_heads
+            room = self.max_bytes - self._own_bytes - shelves.resident_bytes
+            room -= one_look_up * shelves.pages.page_bytes  # read out of the slots
+            most = max(shelves.pages.slots_within(room), one_look_up)
+        shelves.pages.most = most
 
     def _summarise(self, raw: Tensor, mass: Tensor) -> Tensor:
         """The rows ``[H_kv, r, D']`` of a block's raw keys ``[H_kv, n, D]``."""

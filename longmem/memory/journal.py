@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _MANY_TOKENS = 64
+"""Passes of so many tokens go to the host as they are; the tokens of shorter ones gather first, because
+one alone is not worth a transfer."""
 
 
 class Journal:
@@ -16,47 +18,79 @@ class Journal:
     """
 
     def __init__(self, layers: int) -> None:
-        self._parts: list[list[Tensor]] = [[] for _ in range(layers)]
+        self._layers = [_LayerJournal() for _ in range(layers)]
         self._start = 0
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Keep un-rotated keys and values ``[H_kv, T, D]`` of one pass."""
-        self._parts[layer].append(torch.stack((k, v)))  # [2, H_kv, T, D]
+        self._layers[layer].write(k, v)
 
     def settle(self, tokens: int) -> None:
-        """A pass of `tokens` tokens is through: long reads go to the host, single tokens are not
-        worth a transfer."""
-        if tokens >= _MANY_TOKENS:
-            for parts in self._parts:
-                parts[-1] = parts[-1].cpu()
+        """A pass of `tokens` tokens is through: what is worth a transfer goes to the host."""
+        for layer in self._layers:
+            layer.settle(tokens)
 
     def shorten(self, n_tokens: int) -> None:
         """Keep what was read before position `n_tokens`."""
-        for parts in self._parts:
-            _shorten(parts, n_tokens - self._start)
+        for layer in self._layers:
+            layer.shorten(n_tokens - self._start)
 
     def export(self) -> list[Tensor]:
         """Per layer ``[T, 2, H_kv, D]``, copies."""
-        return [
-            torch.cat([part.cpu() for part in parts], dim=2).permute(2, 0, 1, 3).contiguous()
-            for parts in self._parts
-        ]
+        return [layer.export() for layer in self._layers]
 
     def clear(self, n_tokens: int) -> None:
         """Everything up to position `n_tokens` is committed."""
         self._start = n_tokens
-        for parts in self._parts:
-            parts.clear()
+        for layer in self._layers:
+            layer.shorten(0)
 
 
-def _shorten(parts: list[Tensor], tokens: int) -> None:
-    """Keep the first `tokens` tokens of entries ``[2, H_kv, T, D]``."""
-    kept = 0
-    for i, part in enumerate(parts):
-        if kept + part.shape[2] > tokens:
-            parts[i] = part[:, :, : tokens - kept]
-            del parts[i + 1 :]
-            break
-        kept += part.shape[2]
-    if parts and parts[-1].shape[2] == 0:
-        parts.pop()
+class _LayerJournal:
+    """One layer's K/V: pieces ``[2, H_kv, T, D]``, then what gathers in a buffer that is used again and
+    again, so that a decode step allocates nothing."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self._buffer: Tensor | None = None  # [2, H_kv, 2 * _MANY_TOKENS, D]
+        self._gathered = 0
+
+    def write(self, k: Tensor, v: Tensor) -> None:
+        tokens = k.shape[1]
+        if tokens >= _MANY_TOKENS:
+            self._empty_buffer()
+            self._parts.append(torch.stack((k, v)))
+            return
+        if self._buffer is None:
+            self._buffer = k.new_empty(2, k.shape[0], 2 * _MANY_TOKENS, k.shape[2])
+        if self._gathered + tokens > self._buffer.shape[2]:
+            self._empty_buffer()
+        new = self._buffer[:, :, self._gathered : self._gathered + tokens]
+        new[0].copy_(k)
+        new[1].copy_(v)
+        self._gathered += tokens
+
+    def settle(self, tokens: int) -> None:
+        if tokens >= _MANY_TOKENS:
+            self._parts[-1] = self._parts[-1].cpu()
+        elif self._gathered >= _MANY_TOKENS:
+            self._empty_buffer()
+
+    def shorten(self, tokens: int) -> None:
+        """Keep the first `tokens` tokens."""
+        parts, self._parts = self._parts, []
+        for part in parts:
+            if tokens > 0:
+                self._parts.append(part[:, :, :tokens])
+            tokens -= part.shape[2]
+        self._gathered = min(self._gathered, max(tokens, 0))
+
+    def export(self) -> Tensor:
+        gathered = [] if self._buffer is None else [self._buffer[:, :, : self._gathered]]
+        parts = [part.cpu() for part in (*self._parts, *gathered)]
+        return torch.cat(parts, dim=2).permute(2, 0, 1, 3).contiguous()
+
+    def _empty_buffer(self) -> None:
+        if self._buffer is not None and self._gathered:
+            self._parts.append(self._buffer[:, :, : self._gathered].to("cpu", copy=True))
+        self._gathered = 0

@@ -14,6 +14,8 @@ from longmem.memory.reading import AttentionCall, Reading
 from longmem.memory.spec import LayerSpec
 from longmem.memory.window import BufferPlace, LocalBuffer
 from longmem.ops.rotary import Angles
+from longmem.ops.step_attention import StepKeys
+from longmem.ops.working_set_attention import MassOf
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +45,15 @@ class Part:
     Args:
         q: ``[H, T, D]`` un-rotated queries.
         q_near, q_far: ``[H, T, D]`` the same, rotated at their own positions and at n_local.
-        k, v: ``[H_kv, T, D]`` un-rotated keys, values.
-        angles: of the tokens' positions; None where the layer does not rotate.
+        k, k_rot, v: ``[H_kv, T, D]`` un-rotated keys, the same rotated at their own positions, values.
     """
 
     q: Tensor
     q_near: Tensor
     q_far: Tensor
     k: Tensor
+    k_rot: Tensor
     v: Tensor
-    angles: Angles | None
 
     def tokens(self, start: int, stop: int) -> Part:
         """The tokens start .. stop of this part."""
@@ -62,8 +63,8 @@ class Part:
             self.q_near[:, at],
             self.q_far[:, at],
             self.k[:, at],
+            self.k_rot[:, at],
             self.v[:, at],
-            None if self.angles is None else (self.angles[0][at], self.angles[1][at]),
         )
 
 
@@ -72,14 +73,22 @@ class LayerMemory(ABC):
 
     compressive: CompressiveMemory | None = None
 
-    def __init__(self, spec: LayerSpec, n_local: int) -> None:
+    mass_of: MassOf | None = None
+    """What the layer wants summed of each step's attention; None: nothing."""
+    want_lse = False
+    """Whether it reads the log of the softmax's denominator."""
+    takes_steps = False
+    """Whether single tokens go through `begin_step` .. `end_step` (see `longmem.memory.steps`)."""
+
+    def __init__(self, spec: LayerSpec, n_local: int, keeps_mass: bool = False) -> None:
         self.spec = spec
         self.n_local = n_local
-        self.local = LocalBuffer(spec)
-        self._far: Angles | None = None
+        self.local = LocalBuffer(spec, keeps_mass)
+        self.far_angles: Angles | None = None
+        """Of position n_local; None where the layer does not rotate."""
         if spec.rotary is not None:
             at = torch.tensor([n_local], device=spec.rotary.inv_freq.device)
-            self._far = spec.rotary.angles(at, spec.dtype)
+            self.far_angles = spec.rotary.angles(at, spec.dtype)
 
     def read(
         self, q: Tensor, k: Tensor, v: Tensor, reading: Reading, call: AttentionCall
@@ -95,8 +104,10 @@ class LayerMemory(ABC):
         Returns:
             Attention output ``[H, T, D]``.
         """
-        angles = reading.angles(self.spec.rotary, q.dtype) if self.spec.rotary else None
-        whole = Part(q, *self._rotate(q, angles), k, v, angles)
+        rotary = self.spec.rotary
+        angles = reading.angles(rotary, q.dtype) if rotary else None
+        k_rot = k if angles is None or rotary is None else rotary.rotate(k, angles)
+        whole = Part(q, *self._rotate(q, angles), k, k_rot, v)
         pieces = self._begin(whole, reading)
         if len(pieces) == 1:
             out = self._read_piece(whole, 0, reading, call)
@@ -108,6 +119,36 @@ class LayerMemory(ABC):
                 start += n
         self._end()
         return out
+
+    def begin_step(self, q_far: Tensor, reading: Reading) -> None:  # noqa: B027  # a hook, as `_end`
+        """A single token comes: make room, look up if that is due.
+
+        Args:
+            q_far: ``[H, 1, D]`` its query, rotated at n_local.
+            reading: a pass of one token.
+        """
+
+    def step_keys(self) -> StepKeys:
+        """What the token that was appended last attends to."""
+        local, window = self.local, min(len(self.local), self.n_local)
+        beyond = len(local) - window
+        near = local.rot_columns(beyond, len(local))
+        none, no_values = near[:, :, :0], local.v[:, :0]
+        return StepKeys(none, no_values, none, near, local.v[:, beyond:])
+
+    def end_step(self, out: Tensor, q: Tensor, mass: Tensor | None, lse: Tensor | None) -> Tensor:
+        """What the layer makes of the step's attention.
+
+        Args:
+            out: ``[H, 1, D]`` it, which may be overwritten by the next layer's.
+            q: ``[H, 1, D]`` the un-rotated query.
+            mass: ``[H_kv, N]`` sums of the kind `mass_of`, of the N keys in the order of `StepKeys`.
+            lse: ``[H, 1]``, see `want_lse`.
+
+        Returns:
+            ``[H, 1, D]``.
+        """
+        return out if self.compressive is None else self.compressive.mix(out, q, lse)
 
     @property
     def folded(self) -> tuple[int, int]:
@@ -164,6 +205,6 @@ class LayerMemory(ABC):
 
     def _rotate(self, q: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
         rotary = self.spec.rotary
-        if rotary is None or angles is None or self._far is None:
+        if rotary is None or angles is None or self.far_angles is None:
             return q, q
-        return rotary.rotate(q, angles), rotary.rotate(q, self._far)
+        return rotary.rotate(q, angles), rotary.rotate(q, self.far_angles)

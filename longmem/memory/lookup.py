@@ -11,8 +11,11 @@ from longmem.memory.blocks import with_neighbours
 from longmem.memory.index import BlockIndex
 from longmem.memory.lookups import PassLookups
 from longmem.memory.reading import ReadSpan
+from longmem.memory.shelves import Grid
+from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
-from longmem.retrieval import get_scorer
+from longmem.memory.stored import Stored
+from longmem.retrieval import BlockScorer, get_scorer
 
 Chosen = tuple[tuple[int, ...], ...]
 """Blocks in stream order: one tuple for all KV heads, or one for each (MemoryConfig.selection)."""
@@ -23,12 +26,13 @@ class Lookup:
 
     Args:
         spec: the layer.
-        config: scorer, topk, contiguity, selection, representatives.
+        config: scorer, topk, contiguity, selection, representatives, two-level look-ups.
     """
 
     def __init__(self, spec: LayerSpec, config: MemoryConfig) -> None:
         self._scorer = get_scorer(config.scorer)
-        self.index = BlockIndex(spec, min(config.repr_topk, config.block_size))
+        n_repr = min(config.repr_topk, config.block_size)
+        self.index = BlockIndex(spec, n_repr, grid=_grid(self._scorer, config))
         """The representative keys, which are stored."""
         self._scored = self.index
         if self._scorer.form != "tokens":
@@ -50,14 +54,42 @@ class Lookup:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of the rows that one look-up scores; the same after a resume."""
-        return self._scored.rows.keys.nbytes
+        """Bytes of what one look-up scores: rows, or summaries and the rows of some groups, too; the
+        same after a resume."""
+        loose, index = self._scored.rows.keys.nbytes, self._scored
+        if index.shelves is None or not index.grouped:
+            return loose
+        _, summaries, counts = index.shelves.candidates(index.first)
+        read = min(index.shelves.grid.probe, len(counts)) * index.spec.kv_heads
+        return loose + summaries.nbytes + read * index.shelves.pages.page_bytes
 
     def add(self, raw: Tensor, mass: Tensor) -> None:
         """A block closed: its raw keys ``[H_kv, n, D]`` and what they received ``[H_kv, n]``."""
         self.index.add(raw, mass)
         if self.derived:
             self._scored.add(raw, mass)
+
+    def attach(self, source: BlockSource) -> None:
+        """Rows that the store holds may leave memory, and are read from there."""
+        if self.index.shelves is not None:
+            self.index.shelves.attach(source)
+
+    def export(self, since: int) -> dict[str, Tensor]:
+        """What a commit stores, tensors by name: the blocks from `since` on, and groups of shelves that
+        filled since the last `release`."""
+        i = self.index.spec.index
+        keys, counts = self.index.export(since)
+        tensors = {f"representatives.{i}": keys.cpu(), f"counts.{i}": counts}
+        return tensors | (self.index.shelves.export() if self.index.shelves else {})
+
+    def restore(self, stored: Stored, blocks: int, first: int) -> None:
+        """Go on with a stored index of `blocks` blocks, of which those from `first` on may be chosen.
+
+        Raises:
+            CorruptDataError: as `BlockIndex.restore`.
+        """
+        self.attach(stored.source)
+        self.index.restore(stored, blocks, first)
 
     def add_derived(self, raw: Tensor) -> None:
         """A stored block's raw keys ``[H_kv, n, D]``, for the index that is not stored."""
@@ -104,7 +136,7 @@ class Lookup:
             index.drop_front(first)
 
     def release(self, n_blocks: int) -> None:
-        """No `drop_front` will go back below `n_blocks`."""
+        """All blocks are committed, and no `drop_front` will go back below `n_blocks`."""
         for index in {self.index, self._scored}:
             index.release(n_blocks)
 
@@ -117,3 +149,14 @@ class Lookup:
         first, n = self.index.first, len(self.index)
         blocks = with_neighbours([first + b for b in best], self._contiguity, first, n)
         return tuple(sorted(blocks))
+
+
+def _grid(scorer: BlockScorer, config: MemoryConfig) -> Grid | None:
+    """How blocks are grouped; None if look-ups never go through groups: the scorer cannot, it is not
+    wanted, or there will never be so many candidates."""
+    above = config.two_level_above
+    if above is None or not scorer.log_masses or scorer.form != "tokens":
+        return None
+    if config.max_blocks is not None and config.max_blocks <= above:
+        return None
+    return Grid(above, config.two_level_shelf, config.two_level_group, config.two_level_probe)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longmem.memory.index import BlockIndex
+from longmem.memory.two_level import GroupLookups
 from longmem.retrieval import BlockScorer
 
 _GROUP_BYTES = 64 * 2**20
@@ -23,6 +24,8 @@ class PassLookups:
     groups whose queries go through one matrix product with the index, tile by tile, each tile small
     enough to stay in cache until its blocks are folded. Blocks that close while a group is read are
     folded when they are there, so that `scores` equals ``scorer.score(q, index.rows)`` at its time.
+    Where the index is grouped, that is how the blocks on no full shelf are read; for those on
+    shelves the group shares its estimates, and each span reads groups of its own (`GroupLookups`).
 
     Args:
         scorer: how blocks are scored.
@@ -43,6 +46,7 @@ class PassLookups:
         self._index = index
         self._group_bytes = group_bytes
         self._tile_bytes = tile_bytes
+        self._two_level = GroupLookups(scorer, index)
         self._alone: Tensor | None = None  # the query of a pass with one span: nothing to share
         self._rows: list[Tensor | None] = []  # [H_kv, R, D'] of spans that are in no group yet
         self._slices: dict[int, slice] = {}  # where the group's spans lie in _group
@@ -70,26 +74,42 @@ class PassLookups:
         drop old blocks.
         """
         if self._alone is not None:
-            return self._scorer.score(self._alone, self._index.rows)
+            return self._score_alone(self._alone)
         if i not in self._slices:
             self._begin_group(i)
         self._fold_new_blocks()
-        own, dropped = self._slices[i], self._index.first - self._first
+        own, dropped = self._slices[i], self._index.loose - self._first
         folded = torch.cat([part[:, own] for part in self._folded], dim=2)[..., dropped:]
+        if self._index.grouped:
+            scores = self._two_level.scores(self._group, own, folded)
+        else:
+            scores = self._scorer.tally(folded)
         if i == len(self._rows) - 1:
             self.end()
-        return self._scorer.tally(folded)
+        return scores
 
     def end(self) -> None:
         """Let go of all buffers."""
         self._alone = None
         self._rows, self._slices, self._folded = [], {}, []
         self._group = torch.empty(0)
+        self._two_level.end()
+
+    def _score_alone(self, q: Tensor) -> Tensor:
+        """`scores` of a pass with one span."""
+        index, scorer = self._index, self._scorer
+        if not index.grouped:
+            return scorer.score(q, index.rows)
+        loose = index.rows
+        rows = scorer.rows(q, index.spec.kv_heads) * index.spec.scaling
+        logits = (rows @ loose.keys.mT).float()
+        folded = scorer.fold(logits, loose) if loose.n_blocks else logits
+        return self._two_level.scores(rows, slice(None), folded)
 
     def _begin_group(self, i: int) -> None:
         """Take span i and as many after it as the budget allows."""
         spec = self._index.spec
-        room = self._group_bytes // (4 * spec.kv_heads * max(len(self._index), 1))
+        room = self._group_bytes // (4 * spec.kv_heads * max(self._index.width, 1))
         parts: list[Tensor] = []
         self._slices, taken = {}, 0
         for j in range(i, len(self._rows)):
@@ -108,11 +128,12 @@ class PassLookups:
     def _fold_new_blocks(self) -> None:
         """Fold the blocks that closed since the last call, or all when a group begins."""
         index = self._index
-        if self._seen < index.first:  # all that were folded are dropped
+        first = index.loose
+        if self._seen < first:  # all that were folded are dropped, or on shelves now
             self._forget_folded()
         if self._seen == len(index):
             return
-        new = index.rows.part(self._seen - index.first, len(index) - index.first)
+        new = index.rows.part(self._seen - first, len(index) - first)
         kv_heads, n_rows, _ = self._group.shape
         at_once = self._tile_bytes or (_TILE_BYTES_GPU if new.keys.is_cuda else _TILE_BYTES)
         max_rows = at_once // (4 * kv_heads * n_rows)
@@ -124,7 +145,7 @@ class PassLookups:
     def _forget_folded(self) -> None:
         kv_heads, n_rows, _ = self._group.shape
         self._folded = [self._group.new_empty(kv_heads, n_rows, 0, dtype=torch.float32)]
-        self._first = self._seen = self._index.first
+        self._first = self._seen = self._index.loose
 
     def _product(self, keys: Tensor) -> Tensor:
         """Logits ``[H_kv, R, M]`` float32 of the group's rows against keys ``[H_kv, M, D']``."""

@@ -1,92 +1,219 @@
-"""Where the K/V of closed blocks lies: host memory, or only on disk."""
+"""Where the K/V of closed blocks lies: in slots on the device, in host memory, or only in the store."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-RowReader = Callable[[int, int, int], Tensor]
-"""(layer, start, stop) -> K/V rows ``[stop - start, 2, H_kv, D]`` of committed tokens."""
+from longmem.config import MemoryConfig
+from longmem.memory.blocks import BlockTable
+from longmem.memory.budget import TierBudget
+from longmem.memory.coded_blocks import CodedBlocks, Coding
+from longmem.memory.fetching import Ahead
+from longmem.memory.raw_blocks import RawBlocks
+from longmem.memory.role import LayerRole
+from longmem.memory.slab import DeviceSlab
+from longmem.memory.source import BlockSource
+from longmem.memory.spec import LayerSpec
+
+_LOOKUPS_AHEAD = 4
+"""Look-ups whose blocks may be under way from the store at once."""
+_HALF_LIFE = 32
+"""Look-ups after which the use of a block in a slot counts half."""
+
+
+@dataclass
+class TierCounts:
+    """Where the blocks of look-ups were found; blocks the working set held still are not asked for.
+
+    Args:
+        device, host, disk: blocks found in a slot, in host memory, in the store.
+        no_slot: blocks for which there are slots, but that were in none.
+        ahead: of those in the store, how many were being read when they were asked for.
+        bytes_read: bytes that came from the store.
+    """
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+    no_slot: int = 0
+    ahead: int = 0
+    bytes_read: int = 0
 
 
 class BlockTier:
-    """The closed blocks of one layer: a host cache, least recently used out first, over the store.
+    """The closed blocks of one layer: slots on the device over host memory over the store.
 
-    Only committed blocks may leave the cache: a rewind may need the others. Without a store none
-    that look-ups may choose ever leaves.
+    Only committed blocks may leave host memory: a rewind may need the others. Without a store none
+    that look-ups may choose ever leaves. A slot is a copy; what leaves a slot is nowhere lost.
 
     Args:
-        layer: number of the layer.
-        max_bytes: bytes of committed blocks the cache may hold.
-        attended: whether the layer ever attends to blocks; one that does not keeps none.
+        spec: the layer.
+        config: the memory settings.
+        table: where blocks end.
+        budget: bytes for the slots and for host memory.
+        coding: the codec and its groups; None serves and stores raw values.
     """
 
-    def __init__(self, layer: int, max_bytes: int, attended: bool) -> None:
-        self._layer = layer
-        self._max_bytes = max_bytes if attended else 0
-        self._attended = attended
-        self._cache: OrderedDict[int, Tensor] = OrderedDict()
-        self._read_rows: RowReader | None = None
+    def __init__(
+        self,
+        spec: LayerSpec,
+        config: MemoryConfig,
+        table: BlockTable,
+        budget: TierBudget,
+        coding: Coding | None = None,
+    ) -> None:
+        role = LayerRole.of(spec, config)
+        self._attended = role.attends
+        self._budget = budget
+        self._host: RawBlocks | CodedBlocks = RawBlocks(spec, table)
+        if coding is not None and role.reached:
+            self._host = CodedBlocks(spec, table, coding)
+        blocks = config.topk + config.contiguity
+        self._slab = None
+        if role.attends and not role.takes_all:
+            self._slab = DeviceSlab(spec, config.block_size, _HALF_LIFE * blocks)
+        self._ahead: Ahead[Any] = Ahead(_LOOKUPS_AHEAD * blocks)
+        self._source: BlockSource | None = None
         self._durable = self._forgotten = 0
-        self.bytes = 0
-        """Bytes of the blocks in host memory."""
+        self.counts = TierCounts()
+        """Where blocks were found so far."""
 
-    def attach(self, read_rows: RowReader) -> None:
-        """Read blocks that are not in host memory through `read_rows`."""
-        self._read_rows = read_rows
+    @property
+    def bytes(self) -> int:
+        """Bytes of the blocks in host memory."""
+        return self._host.bytes
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of the slots on the device."""
+        return self._slab.bytes if self._slab else 0
+
+    @property
+    def settled(self) -> int:
+        """Blocks whose values are final. Under a codec those of the others change once, when their
+        group is complete."""
+        return self._host.settled
+
+    def attach(self, source: BlockSource) -> None:
+        """Read blocks that are not in host memory from `source`."""
+        self._source = source
 
     def put(self, block: int, kv: Tensor) -> None:
-        """Hold a block's raw keys and values ``[2, H_kv, n, D]`` in host memory."""
-        self._cache[block] = kv = kv.cpu()
-        self.bytes += kv.nbytes
+        """A block closed: its raw keys and values ``[2, H_kv, n, D]``."""
+        changed = self._host.put(block, kv)
+        if self._slab is not None and self._budget.device:
+            for each in changed:
+                self._slab.put(each, self._host.known(each), self._budget.device)
 
-    def get(self, block: int, start: int, stop: int) -> Tensor:
-        """The block's ``[2, H_kv, n, D]``, read from the store when not in host memory."""
-        kv = self._cache.get(block)
-        if kv is None:
-            kv = self._fetch(start, stop)
-            self.put(block, kv)
-            kv = self._cache[block]
-        self._cache.move_to_end(block)
-        self._evict()
-        return kv
+    def get_many(self, blocks: Sequence[int]) -> list[Tensor]:
+        """Each block's ``[2, H_kv, n, D]``, on the device or the host.
+
+        To be copied before the next call: what is in a slot may be written over then.
+
+        Raises:
+            CorruptDataError: a file of the store is missing or altered, and other errors of reading.
+        """
+        found = {block: kv for block in blocks if (kv := self._held(block)) is not None}
+        missing = [block for block in blocks if block not in found]
+        if missing:
+            found |= self._fetched(missing)
+        if self._slab is not None and self._budget.device:
+            for block in blocks:
+                if block not in self._slab:
+                    self._slab.put(block, found[block], self._budget.device, keep=blocks)
+        self._shrink()
+        return [found[block] for block in blocks]
+
+    def prefetch(self, blocks: Sequence[int]) -> None:
+        """Begin to read those of these blocks that lie in the store alone."""
+        if self._source is None:
+            return
+        reader = partial(self._host.reader, self._source)
+        self._ahead.start([b for b in blocks if b < self._durable and not self._near(b)], reader)
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        """These blocks were looked up again, and needed no copy: keep them as if just used."""
+        for block in blocks:
+            if self._slab is not None:
+                self._slab.touch(block)
+            self._host.touch(block)
+
+    def raw(self, blocks: Sequence[int]) -> list[Tensor]:
+        """Raw ``[2, H_kv, n, D]`` of each of these blocks, which closed since the last commit."""
+        return self._host.raw(blocks)
 
     def truncate(self, n_blocks: int) -> None:
         """Forget the blocks from `n_blocks` on."""
-        for block in [b for b in self._cache if b >= n_blocks]:
-            self.bytes -= self._cache.pop(block).nbytes
-        self._durable = min(self._durable, n_blocks)
+        self._host.truncate(n_blocks)
+        self._ahead.clear()
+        if self._slab is not None:  # raw values are back in groups that are no longer complete
+            self._slab.truncate(min(n_blocks, self._host.settled))
 
     def set_durable(self, n_blocks: int) -> None:
         """The first `n_blocks` blocks are committed and may leave host memory."""
         self._durable = n_blocks
-        self._evict()
+        self._host.commit(n_blocks)
+        self._ahead.clear()
+        self._shrink()
 
     def forget(self, first: int) -> None:
         """Blocks before `first` will never be looked up again."""
-        while self._cache and self._forgotten < first:
-            if (kv := self._cache.pop(self._forgotten, None)) is not None:
-                self.bytes -= kv.nbytes
-            self._forgotten += 1
+        gone = range(self._forgotten, first)
+        self._host.forget(gone)
+        if self._slab is not None:
+            self._slab.discard(gone)
+        self._forgotten = max(self._forgotten, first)
 
-    def _fetch(self, start: int, stop: int) -> Tensor:
-        if self._read_rows is None:
-            raise RuntimeError(
-                f"layer {self._layer}: block of {start}..{stop} is neither held nor stored"
-            )
-        return self._read_rows(self._layer, start, stop).permute(1, 2, 0, 3).contiguous()
+    def export(self) -> dict[str, Tensor]:
+        """What a commit stores of the blocks besides their raw rows: a codec's tensors by name."""
+        return self._host.export()
 
-    def _evict(self) -> None:
-        if self.bytes <= self._max_bytes or (self._attended and self._read_rows is None):
-            return
-        victims, excess = [], self.bytes - self._max_bytes
-        for block, kv in self._cache.items():
-            if excess <= 0:
-                break
-            if block < self._durable:
-                victims.append(block)
-                excess -= kv.nbytes
-        for block in victims:
-            self.bytes -= self._cache.pop(block).nbytes
+    def restore(self, closed: int, source: BlockSource, rows: Mapping[str, int]) -> None:
+        """Go on with `closed` committed blocks of `source`, whose append-only tensors have `rows`.
+
+        Raises:
+            CorruptDataError: the codec's tensors are not those of so many blocks.
+        """
+        self.attach(source)
+        self._host.restore(closed, source, rows)
+        self._durable = closed
+
+    def _held(self, block: int) -> Tensor | None:
+        """The block from a slot or host memory."""
+        kv = None if self._slab is None else self._slab.get(block)
+        if kv is not None:
+            self.counts.device += 1
+            return kv
+        self.counts.no_slot += self._budget.device > 0
+        kv = self._host.get(block)
+        self.counts.host += kv is not None
+        return kv
+
+    def _fetched(self, blocks: Sequence[int]) -> dict[int, Tensor]:
+        """Blocks from the store: those that are on their way, and all others in one read."""
+        if self._source is None:
+            raise RuntimeError(f"blocks {blocks} are neither held nor stored")
+        read = {b: entry for b in blocks if (entry := self._ahead.take(b)) is not None}
+        self.counts.ahead += len(read)
+        rest = [block for block in blocks if block not in read]
+        if rest:
+            read |= zip(rest, self._host.reader(self._source, rest)(), strict=True)
+        self.counts.disk += len(blocks)
+        self.counts.bytes_read += sum(entry.nbytes for entry in read.values())
+        return {block: self._host.admit(block, read[block]) for block in blocks}
+
+    def _shrink(self) -> None:
+        if not self._attended:
+            self._host.shrink(0)
+        elif self._source is not None:
+            self._host.shrink(self._budget.host)
+
+    def _near(self, block: int) -> bool:
+        """Whether a block lies in a slot or host memory, or is on its way there."""
+        in_slot = self._slab is not None and block in self._slab
+        return in_slot or self._host.holds(block) or block in self._ahead

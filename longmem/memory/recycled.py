@@ -112,7 +112,8 @@ class RecycledSet:
             want_lse: whether `Attended.lse` is returned.
 
         Returns:
-            `Attended` with out ``[H, T, D]``, mass ``[H_kv, L]`` as added to `local`, lse ``[H, T]``.
+            `Attended` with out ``[H, T, D]``, mass ``[H_kv, L]`` as added to `local` (None where it
+            keeps none), lse ``[H, T]``.
         """
         if self._refresh is not None:
             self._gather(self._refresh, local)
@@ -120,16 +121,18 @@ class RecycledSet:
         assert self._hi and self._first == local.first, "no refresh, or tokens dropped since"
         n_query = q_near.shape[1]
         before = len(local) - n_query
-        mass = torch.zeros_like(local.mass)
+        mass = torch.zeros_like(local.mass) if local.keeps_mass else None
         outs, lses = [], []
         for t in range(n_query):
             self._append(local, before + t)
             done = self._step(q_near[:, t], q_far[:, t], call, want_lse)
-            at = self._at[:, self._lo : self._hi].clamp(min=0)
-            mass.scatter_add_(1, at, done.mass)  # of far and empty places the mass is zero
+            if mass is not None and done.mass is not None:
+                at = self._at[:, self._lo : self._hi].clamp(min=0)
+                mass.scatter_add_(1, at, done.mass)  # of far and empty places the mass is zero
             outs.append(done.out)
             lses.append(done.lse)
-        local.mass.add_(mass)
+        if mass is not None:
+            local.mass.add_(mass)
         lse = torch.cat([each for each in lses if each is not None], 1) if want_lse else None
         return Attended(torch.cat(outs, 1), mass, lse)
 

@@ -23,11 +23,19 @@ class SegmentLayer(LayerMemory):
         compressive: its memory; None while its gates are closed.
     """
 
+    takes_steps = True
+
     def __init__(
         self, spec: LayerSpec, n_local: int, compressive: CompressiveMemory | None
     ) -> None:
         super().__init__(spec, n_local)
         self.compressive = compressive
+        self.want_lse = compressive is not None
+
+    def begin_step(self, q_far: Tensor, reading: Reading) -> None:
+        """A full segment makes room for the next one."""
+        if len(self.local) == self.n_local:
+            self._next_segment()
 
     def _begin(self, whole: Part, reading: Reading) -> Sequence[int]:
         """Pieces end where segments do; look-up spans do not matter without blocks."""
@@ -41,12 +49,12 @@ class SegmentLayer(LayerMemory):
         local = self.local
         if len(local) == self.n_local:
             self._next_segment()
-        local.append(part.k, part.v, part.angles)
+        local.extend(part.k, part.k_rot, part.v)
         none = local.raw[:, :0]
         attended = attend(
             part.q_near, part.q_far, none, none, local.raw, local.rot, local.v,
             n_local=self.n_local, scaling=call.scaling, softcap=call.softcap, sinks=call.sinks,
-            want_lse=True,
+            mass_of=None, want_lse=self.want_lse,
         )  # fmt: skip
         if self.compressive is None:
             return attended.out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +11,15 @@ from torch import Tensor
 from longmem.config import MemoryConfig
 from longmem.memory.blocks import BlockTable
 from longmem.memory.boundaries import ExpectedText, TextMark
-from longmem.memory.compressive import CompressiveMemory
+from longmem.memory.budget import TierBudget
+from longmem.memory.building import build_layers, groups_of
 from longmem.memory.full_layer import FullLayer
 from longmem.memory.gates import Gates
 from longmem.memory.journal import Journal
-from longmem.memory.layer import LayerMark, LayerMemory
-from longmem.memory.placement import RowReader
+from longmem.memory.layer import LayerMark
 from longmem.memory.reading import AttentionCall, Decide, Reading, ReadSpan
 from longmem.memory.restoring import restore_layers
-from longmem.memory.role import LayerRole
-from longmem.memory.segment_layer import SegmentLayer
-from longmem.memory.sliding_layer import SlidingLayer
+from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
 
 
@@ -55,6 +53,10 @@ class SessionMemory:
         journal: keep the K/V of new tokens until they are exported; off without a store.
     """
 
+    LAZY = ("codes.", "key_scales.", "value_scales.", "representatives.", "shelf_rows.")
+    """Beginnings of the names of exported blocks that `restore` does not need: they are read by and
+    by, from the store."""
+
     def __init__(
         self,
         specs: Sequence[LayerSpec],
@@ -71,7 +73,9 @@ class SessionMemory:
         )
         self.text = ExpectedText(config, n_init) if config.block_boundaries == "surprise" else None
         """What the model expected, where that decides on boundaries."""
-        self.layers = _layers(specs, config, self.table, gates)
+        self._groups = groups_of(config, self.table)
+        self._budget = TierBudget(config, specs)
+        self.layers = build_layers(specs, config, self.table, gates, self._budget, self._groups)
         self._journal = Journal(len(specs)) if journal else None
         self._exported_edges = 1
 
@@ -92,16 +96,23 @@ class SessionMemory:
 
     @property
     def bytes_device(self) -> int:
-        """Bytes of buffers on the model's device: window, working sets, representatives, M and z."""
+        """Bytes of buffers on the model's device: window, working sets, block slots, representatives,
+        M and z."""
         full = self.full_layers
         held = (layer.compressive for layer in self.layers)
         recycled = (layer.recycled for layer in full)
         return (
             sum(layer.local.bytes for layer in self.layers)
-            + sum(layer.working_set.bytes + layer.lookup.bytes for layer in full)
+            + sum(layer.working_set.bytes + layer.tier.slab_bytes for layer in full)
+            + self.bytes_index
             + sum(memory.bytes for memory in held if memory)
             + sum(best.bytes for best in recycled if best)
         )
+
+    @property
+    def bytes_index(self) -> int:
+        """Bytes of the block index of all layers."""
+        return sum(layer.lookup.bytes for layer in self.full_layers)
 
     def prepare(
         self,
@@ -129,9 +140,13 @@ class SessionMemory:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, reading: Reading, call: AttentionCall
     ) -> Tensor:
         """One layer of a forward pass; shapes as `LayerMemory.read`."""
+        self.note(layer, k, v)
+        return self.layers[layer].read(q, k, v, reading, call)
+
+    def note(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Keep a layer's new keys and values ``[H_kv, T, D]`` for the next commit."""
         if self._journal is not None:
             self._journal.write(layer, k, v)
-        return self.layers[layer].read(q, k, v, reading, call)
 
     def advance(self, reading: Reading) -> None:
         """A forward pass is through: its tokens are part of the history."""
@@ -161,16 +176,19 @@ class SessionMemory:
         for layer, layer_mark in zip(self.layers, mark.layers, strict=True):
             layer.rewind(layer_mark)
         self.table.truncate(mark.n_edges)
+        if self._groups is not None:
+            self._groups.truncate(mark.n_edges - 1)
         if self.text is not None and mark.text is not None:
             self.text.rewind(mark.text)
         self.n_tokens = mark.n_tokens
         if self._journal is not None:
             self._journal.shorten(mark.n_tokens)
 
-    def attach(self, read_rows: RowReader) -> None:
-        """Read blocks that left host memory through `read_rows`."""
+    def attach(self, source: BlockSource) -> None:
+        """Read blocks that left host memory from `source`."""
         for layer in self.full_layers:
-            layer.tier.attach(read_rows)
+            layer.tier.attach(source)
+            layer.lookup.attach(source)
 
     def export(self) -> Exported:
         """K/V, blocks and state since the last `exported`.
@@ -191,10 +209,10 @@ class SessionMemory:
         for layer in full:
             i = layer.spec.index
             if layer.role.indexed:
-                keys, counts = layer.lookup.index.export(layer.exported_blocks)
-                blocks[f"representatives.{i}"] = keys.cpu()
-                blocks[f"counts.{i}"] = counts
-            state[f"mass.{i}"] = layer.local.mass.clone().cpu()
+                blocks |= layer.lookup.export(layer.exported_blocks)
+            blocks |= {f"{name}.{i}": tensor for name, tensor in layer.tier.export().items()}
+            if layer.local.keeps_mass:
+                state[f"mass.{i}"] = layer.local.mass.clone().cpu()
         if self.text is not None:
             state |= self.text.export()
         return Exported(self._journal.export(), blocks, state)
@@ -204,6 +222,7 @@ class SessionMemory:
         self._exported_edges = len(self.table.edges)
         if self._journal is not None:
             self._journal.clear(self.n_tokens)
+        self._budget.charge_index(self.bytes_index)
         for layer in self.full_layers:
             layer.commit()
 
@@ -212,15 +231,23 @@ class SessionMemory:
         n_tokens: int,
         blocks: dict[str, Tensor],
         state: dict[str, Tensor],
-        read_rows: RowReader,
+        source: BlockSource,
+        lazy: Mapping[str, int] | None = None,
     ) -> None:
-        """Become the session that exported `blocks` and `state`, without running the model."""
+        """Become the session that exported `blocks` and `state`, without running the model.
+
+        Args:
+            n_tokens: tokens read.
+            blocks, state: what `export` gave, of all commits; those of names in `LAZY` may be missing.
+            source: where committed rows are read.
+            lazy: how many rows there are of the missing ones.
+        """
         self.n_tokens = n_tokens
         self.table.edges[1:] = blocks["edges"].tolist()
         if self.text is not None:
             self.text.load(state)
-        restore_layers(self.layers, n_tokens, blocks, state, read_rows)
-        self.attach(read_rows)
+        rows = {name: len(tensor) for name, tensor in blocks.items()} | dict(lazy or {})
+        restore_layers(self.layers, n_tokens, blocks, state, source, rows)
         self.exported()
 
     def _similar_keys(self, start: int, stop: int) -> Tensor:
@@ -229,23 +256,3 @@ class SessionMemory:
         local = next((layer for layer in full if layer.role.indexed), full[0]).local
         keys = local.raw[:, start - local.first : stop - local.first]
         return keys.transpose(0, 1).flatten(1)
-
-
-def _layers(
-    specs: Sequence[LayerSpec], config: MemoryConfig, table: BlockTable, gates: Gates | None
-) -> list[LayerMemory]:
-    sharing = max(1, sum(LayerRole.of(spec, config).attends for spec in specs))
-    return [_layer(spec, config, table, gates, config.host_bytes // sharing) for spec in specs]
-
-
-def _layer(
-    spec: LayerSpec, config: MemoryConfig, table: BlockTable, gates: Gates | None, host_bytes: int
-) -> LayerMemory:
-    segment = config.window == "segment"
-    chunk = config.n_local if segment or config.compressive is None else config.compressive.chunk
-    compressive = CompressiveMemory.of_layer(spec, config.compressive, gates, chunk)
-    if spec.sliding:
-        return SlidingLayer(spec, compressive)
-    if segment:
-        return SegmentLayer(spec, config.n_local, compressive)
-    return FullLayer(spec, config, table, host_bytes, compressive)

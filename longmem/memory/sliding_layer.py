@@ -20,21 +20,29 @@ class SlidingLayer(LayerMemory):
         compressive: its memory; None while its gates are closed.
     """
 
+    takes_steps = True
+
     def __init__(self, spec: LayerSpec, compressive: CompressiveMemory | None = None) -> None:
         assert spec.sliding is not None
         super().__init__(spec, spec.sliding)
         self.compressive = compressive
+        self.want_lse = compressive is not None
+
+    def begin_step(self, q_far: Tensor, reading: Reading) -> None:
+        """What is beyond the window may go."""
+        if reading.spans[0].voters:
+            self._leave(max(0, len(self.local) - self.n_local + 1))
 
     def _read_piece(self, part: Part, i: int, reading: Reading, call: AttentionCall) -> Tensor:
         local = self.local
         if reading.spans[i].voters:
             self._leave(max(0, len(local) - self.n_local + 1))
-        local.append(part.k, part.v, part.angles)
+        local.extend(part.k, part.k_rot, part.v)
         none = local.raw[:, :0]
         attended = attend(
             part.q_near, part.q_far, none, none, local.raw, local.rot, local.v,
             n_local=self.n_local, scaling=call.scaling, keep_pending=False,
-            softcap=call.softcap, sinks=call.sinks, want_lse=self.compressive is not None,
+            softcap=call.softcap, sinks=call.sinks, mass_of=None, want_lse=self.want_lse,
         )  # fmt: skip
         if self.compressive is None:
             return attended.out

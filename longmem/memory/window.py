@@ -23,14 +23,21 @@ class BufferPlace:
 
 
 class LocalBuffer:
-    """Preallocated K/V ``[H_kv, C, D]`` of contiguous tokens; appended at the end, dropped in front.
+    """Preallocated K/V of contiguous tokens; appended at the end, dropped in front.
 
-    Each key is held raw (for the block it will become) and rotated once at its absolute position.
-    `mass` ``[H_kv, C]`` float32 sums the attention each token received while in the window.
+    Each key is held rotated once at its absolute position, and raw for the block it will become.
+    Keys lie with their tokens side by side, ``[H_kv, D, C]``: the scores of a single query are read
+    several times faster that way. Values lie as ``[H_kv, C, D]``.
+
+    Args:
+        spec: the layer.
+        keeps_mass: sum the attention each token received while in the window; only the choice of
+            representative keys reads that.
     """
 
-    def __init__(self, spec: LayerSpec) -> None:
+    def __init__(self, spec: LayerSpec, keeps_mass: bool = True) -> None:
         self.spec = spec
+        self.keeps_mass = keeps_mass
         self.first = 0
         """Absolute position of the oldest token held."""
         self._lo = self._hi = 0
@@ -41,46 +48,75 @@ class LocalBuffer:
 
     @property
     def raw(self) -> Tensor:
-        """Un-rotated keys ``[H_kv, L, D]``."""
-        return self._raw[:, self._lo : self._hi]
+        """Un-rotated keys ``[H_kv, L, D]``, a view."""
+        return self.raw_columns(0, len(self)).mT
 
     @property
     def rot(self) -> Tensor:
-        """Rotated keys ``[H_kv, L, D]``; the raw ones where the layer does not rotate."""
-        return self._rot[:, self._lo : self._hi]
+        """Rotated keys ``[H_kv, L, D]``, a view; the raw ones where the layer does not rotate."""
+        return self.rot_columns(0, len(self)).mT
 
     @property
     def v(self) -> Tensor:
-        """Values ``[H_kv, L, D]``."""
-        return self._v[:, self._lo : self._hi]
+        """Values ``[H_kv, L, D]``, a view."""
+        return self._v.narrow(1, self._lo, self._hi - self._lo)
 
     @property
     def mass(self) -> Tensor:
-        """Attention received ``[H_kv, L]`` float32."""
+        """Attention received ``[H_kv, L]`` float32; ``[H_kv, 0]`` where it is not kept."""
         return self._mass[:, self._lo : self._hi]
 
     @property
     def place(self) -> BufferPlace:
         """Where the tokens lie."""
-        return BufferPlace(self._lo, self._raw.shape[1])
+        return BufferPlace(self._lo, self._v.shape[1])
 
     @property
     def bytes(self) -> int:
         """Bytes allocated."""
-        rotated = 0 if self._rot is self._raw else self._rot.nbytes
-        return self._raw.nbytes + rotated + self._v.nbytes + self._mass.nbytes
+        return self._keys.nbytes + self._v.nbytes + self._mass.nbytes
+
+    def rot_columns(self, start: int, stop: int) -> Tensor:
+        """Rotated keys ``[H_kv, D, stop - start]`` of these of the L tokens, as they lie."""
+        return self._rot.narrow(2, self._lo + start, stop - start)
+
+    def raw_columns(self, start: int, stop: int) -> Tensor:
+        """Un-rotated keys ``[H_kv, D, stop - start]`` of these of the L tokens, as they lie."""
+        return self._raw.narrow(2, self._lo + start, stop - start)
 
     def append(self, k: Tensor, v: Tensor, angles: Angles | None) -> None:
         """Add T tokens: raw keys and values ``[H_kv, T, D]`` with their rotation angles."""
+        rotary = self.spec.rotary
+        turned = k if rotary is None or angles is None else rotary.rotate(k, angles)
+        self.extend(k, turned, v)
+
+    def extend(self, k: Tensor, k_rot: Tensor, v: Tensor) -> None:
+        """Add T tokens: raw keys, rotated keys and values ``[H_kv, T, D]``."""
         n = k.shape[1]
         self._reserve(n)
-        new = slice(self._hi, self._hi + n)
-        self._raw[:, new] = k
-        self._v[:, new] = v
-        if self.spec.rotary is not None and angles is not None:
-            self.spec.rotary.rotate(k, angles, out=self._rot[:, new])
-        self._mass[:, new] = 0
+        self._raw.narrow(2, self._hi, n).copy_(k.mT)
+        if self._rot is not self._raw:
+            self._rot.narrow(2, self._hi, n).copy_(k_rot.mT)
+        self._v.narrow(1, self._hi, n).copy_(v)
+        if self.keeps_mass:
+            self._mass.narrow(1, self._hi, n).zero_()
         self._hi += n
+
+    def append_one(self, keys: Tensor, v: Tensor) -> None:
+        """Add one token.
+
+        Args:
+            keys: ``[P, H_kv, D]`` its key, rotated and raw (P = 2), or raw where the layer does not
+                rotate (P = 1).
+            v: ``[H_kv, 1, D]`` its value.
+        """
+        self._reserve(1)
+        at = self._hi
+        self._keys.select(3, at).copy_(keys)
+        self._v.narrow(1, at, 1).copy_(v)
+        if self.keeps_mass:
+            self._mass.select(1, at).zero_()
+        self._hi += 1
 
     def drop(self, n: int) -> None:
         """Forget the n oldest tokens."""
@@ -97,38 +133,54 @@ class LocalBuffer:
         place: BufferPlace,
     ) -> None:
         """Hold exactly these tokens, `first` being the oldest, at `place`."""
-        if place.capacity != self._raw.shape[1]:
+        if place.capacity != self._v.shape[1]:
             self._allocate(place.capacity)
         self._lo = self._hi = place.offset
         self.first = first
         self.append(k, v, angles)
-        if mass is not None:
-            self.mass.copy_(mass)
+        self._set_mass(mass)
 
     def rewind(self, length: int, mass: Tensor) -> None:
         """Keep the oldest `length` tokens and set their attention mass ``[H_kv, length]``."""
         self._hi = self._lo + length
-        self.mass.copy_(mass)
+        self._set_mass(mass)
+
+    def _set_mass(self, mass: Tensor | None) -> None:
+        if mass is not None and self.keeps_mass:
+            self.mass.copy_(mass)
 
     def _reserve(self, n: int) -> None:
         """Room for n more tokens: move to the front when at most half full, else double."""
-        capacity = self._raw.shape[1]
+        capacity = self._v.shape[1]
         if self._hi + n <= capacity:
             return
-        live = len(self)
-        old = (self.raw, self.rot, self.v, self.mass)
+        live, lo = len(self), self._lo
+        old = (self._keys, self._v, self._mass)
         if 2 * (live + n) > capacity:
             self._allocate(max(2 * capacity, 1 << (2 * (live + n) - 1).bit_length()))
-        elif live > self._lo:  # source and target overlap
-            old = tuple(t.clone() for t in old)  # type: ignore[assignment]  # four tensors again
+        _move(old[0], self._keys, 3, lo, live)
+        _move(old[1], self._v, 1, lo, live)
+        if self.keeps_mass:
+            _move(old[2], self._mass, 1, lo, live)
         self._lo, self._hi = 0, live
-        for target, source in zip((self.raw, self.rot, self.v, self.mass), old, strict=True):
-            target.copy_(source)
 
     def _allocate(self, capacity: int) -> None:
         spec = self.spec
-        shape = (spec.kv_heads, capacity, spec.dim)
-        self._raw = torch.zeros(shape, dtype=spec.dtype, device=spec.device)
-        self._v = torch.zeros_like(self._raw)
-        self._rot = self._raw if spec.rotary is None else torch.zeros_like(self._raw)
-        self._mass = torch.zeros(spec.kv_heads, capacity, dtype=torch.float32, device=spec.device)
+        planes = 1 if spec.rotary is None else 2
+        self._v = torch.zeros(
+            spec.kv_heads, capacity, spec.dim, dtype=spec.dtype, device=spec.device
+        )
+        self._keys = self._v.new_zeros(planes, spec.kv_heads, spec.dim, capacity)
+        self._raw = self._keys[-1]
+        self._rot = self._raw if spec.rotary is None else self._keys[0]
+        held = capacity if self.keeps_mass else 0
+        self._mass = torch.zeros(spec.kv_heads, held, dtype=torch.float32, device=spec.device)
+
+
+def _move(source: Tensor, target: Tensor, dim: int, start: int, n: int) -> None:
+    """Copy n entries of `dim` from `start` on to the front of `target`, which may be `source`: at
+    most `start` at once, so that none is written over before it is read, and no buffer is needed."""
+    at_once = max(start if source is target else n, 1)
+    for at in range(0, n, at_once):
+        size = min(at_once, n - at)
+        target.narrow(dim, at, size).copy_(source.narrow(dim, start + at, size))

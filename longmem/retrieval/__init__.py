@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from longmem.errors import ConfigError
 from longmem.retrieval.bounds import Bounds
+from longmem.retrieval.grouping import group_order
 from longmem.retrieval.index_rows import Form, IndexRows
 from longmem.retrieval.representative import Representative
 from longmem.retrieval.scorer import BlockScorer
 from longmem.retrieval.softvote import SoftVote
 from longmem.retrieval.sub_block import SubBlock
+from longmem.retrieval.summaries import estimate, summarise
 
 __all__ = [
     "BlockScorer",
@@ -18,8 +20,11 @@ __all__ = [
     "Representative",
     "SoftVote",
     "SubBlock",
+    "estimate",
     "get_scorer",
+    "group_order",
     "register",
+    "summarise",
 ]
 
 _SCORERS: dict[str, BlockScorer] = {}

@@ -21,6 +21,9 @@ class BlockScorer(ABC):
 
     form: ClassVar[Form] = "tokens"
     """What rows of the index it reads."""
+    log_masses: ClassVar[bool] = False
+    """Whether `fold` gives the log of a sum over a block's rows, and `tally` the shares of such sums.
+    Then parts of blocks may be tallied, and their shares added: look-ups may go through groups."""
 
     @property
     @abstractmethod

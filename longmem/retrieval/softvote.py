@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class SoftVote(BlockScorer):
 
     voters: int = 1
     name: str = "soft_vote"
+    log_masses: ClassVar[bool] = True
 
     def rows(self, q: Tensor, kv_heads: int) -> Tensor:
         """As `BlockScorer.rows`; R = H / H_kv * min(T, voters)."""

@@ -1,6 +1,6 @@
 """Training a model to use the compressive memory: segment-level recurrence (Infini-attention).
 
-    recurrent = SegmentRecurrent(model, segment=128, rule="delta")
+    recurrent = SegmentRecurrent(model, segment=128, rule="linear")
     trainer = Trainer(recurrent, bptt=16)
     for ids, weights in batches:
         trainer.step(ids, weights)

@@ -43,5 +43,5 @@ def export(recurrent: SegmentRecurrent, folder: str | Path, tokenizer: Any = Non
         {"rule": recurrent.rule, "feature_map": recurrent.feature_map, "mix": "gate"}
     )
     file = folder / GATES
-    save_gates(file, gates, recurrent.model, made_for, segment=str(recurrent.segment))
+    save_gates(file, gates, recurrent.model, made_for, recurrent.segment)
     return file

@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longmem.attention import attach, route
-from longmem.errors import ConfigError, UnsupportedModelError
-from longmem.ops.compressive import FeatureMap, Rule, get_feature_map
+from longmem.errors import ConfigError, InputError, UnsupportedModelError
+from longmem.fit import check_weights
+from longmem.ops.compressive import (
+    FEATURE_MAPS,
+    RULES,
+    FeatureMap,
+    Rule,
+    get_feature_map,
+    warn_if_fixed,
+)
 from longmem.training.router import SegmentRouter
 from longmem.training.state import RecurrentState
 
@@ -30,8 +38,9 @@ class SegmentRecurrent(nn.Module):
         gate_start: beta of every head before training; 0 is half memory, half segment.
 
     Raises:
-        UnsupportedModelError: the model cannot be held, or some of its layers have a sliding window.
-        ConfigError: the segment is longer than the trained positions.
+        UnsupportedModelError: the model cannot be held, its weights are not finite, or some of its
+            layers have a sliding window.
+        ConfigError: no such rule or feature map, or no segment within the trained positions.
     """
 
     def __init__(
@@ -39,18 +48,17 @@ class SegmentRecurrent(nn.Module):
         model: PreTrainedModel,
         *,
         segment: int = 2048,
-        rule: Rule = "delta",
+        rule: Rule = "linear",
         feature_map: str = "elu",
         gate_start: float = 0.0,
     ) -> None:
         super().__init__()
+        _check_names(rule, feature_map)
+        check_weights(model)
         info = attach(model)
         _refuse_sliding(model, [spec.index for spec in info.layers if spec.sliding is not None])
-        if not 1 <= segment <= info.max_positions:
-            raise ConfigError(
-                f"segment = {segment} is not within the {info.max_positions} positions the model was "
-                "trained on; choose a shorter segment"
-            )
+        _check_segment(segment, info.max_positions)
+        warn_if_fixed(rule, feature_map, segment)
         self.model, self.specs = model, info.layers
         self.segment, self.rule, self.feature_map = segment, rule, feature_map
         heads = {spec.heads for spec in info.layers}
@@ -108,7 +116,14 @@ class SegmentRecurrent(nn.Module):
 
         Returns:
             Logits ``[B, n, V]`` and the state after the last whole segment.
+
+        Raises:
+            InputError: `ids` is no ``[B, T]`` with a token in it.
+            ConfigError: gradient checkpointing is on.
         """
+        if ids.dim() != 2 or not ids.numel():
+            raise InputError(f"ids is of shape {list(ids.shape)}; give token ids [B, T], T >= 1")
+        self._refuse_checkpointing()
         state = self.empty(ids.shape[0]) if state is None else state
         router = SegmentRouter(
             self.specs, self.maps, self.gate, state, self.segment, self.rule, repeats
@@ -122,6 +137,15 @@ class SegmentRecurrent(nn.Module):
                 logits_to_keep=keep,
             ).logits
         return logits, router.state
+
+    def _refuse_checkpointing(self) -> None:
+        """It would run layers again while gradients are taken, when no memory is there for them."""
+        parts = self.model.modules() if torch.is_grad_enabled() and self.training else ()
+        if any(getattr(part, "gradient_checkpointing", False) for part in parts):
+            raise ConfigError(
+                "gradient checkpointing does not go with segment recurrence; call "
+                "model.gradient_checkpointing_disable(), and save memory by a smaller Trainer bptt"
+            )
 
     def parameter_groups(
         self, lr: float, gate_lr: float = 0.01, weight_decay: float = 0.01
@@ -142,6 +166,23 @@ class SegmentRecurrent(nn.Module):
             {"params": vectors, "lr": lr, "weight_decay": 0.0},
             {"params": [self.beta], "lr": gate_lr, "weight_decay": 0.0},
         ]
+
+
+def _check_names(rule: str, feature_map: str) -> None:
+    if rule not in RULES:
+        raise ConfigError(f"there is no rule {rule!r}; choose one of {', '.join(RULES)}")
+    if feature_map not in FEATURE_MAPS:
+        raise ConfigError(
+            f"there is no feature map {feature_map!r}; choose one of {', '.join(FEATURE_MAPS)}"
+        )
+
+
+def _check_segment(segment: int, max_positions: int) -> None:
+    if type(segment) is not int or not 1 <= segment <= max_positions:
+        raise ConfigError(
+            f"segment = {segment} is no whole number within the {max_positions} positions the model was "
+            "trained on; choose a shorter segment"
+        )
 
 
 def _refuse_sliding(model: PreTrainedModel, sliding: list[int]) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longmem.errors import ConfigError, InputError
 from longmem.training.gate_report import GateReport
 from longmem.training.model import SegmentRecurrent
 from longmem.training.state import RecurrentState
@@ -41,6 +42,9 @@ class Trainer:
         bptt: segments that a gradient reaches back through; None is all of a sequence. Memory for
             activations grows with it. Gates learn from it alone, so 16 or more.
         clip: largest norm of the gradient.
+
+    Raises:
+        ConfigError: `bptt` is no number of segments.
     """
 
     def __init__(
@@ -53,6 +57,10 @@ class Trainer:
         bptt: int | None = None,
         clip: float = 1.0,
     ) -> None:
+        if bptt is not None and (type(bptt) is not int or bptt < 1):
+            raise ConfigError(
+                f"bptt = {bptt} is no number of segments; give 1 or more, or None for all"
+            )
         self.recurrent, self.bptt, self.clip = recurrent, bptt, clip
         self.optimizer = optimizer or torch.optim.AdamW(recurrent.parameter_groups(lr, gate_lr))
 
@@ -69,8 +77,21 @@ class Trainer:
             weights: ``[B, T]`` of the targets, None for all 1. Logits are only computed where some
                 row has a weight, so sparse weights make a step cheaper.
             repeats: segment number -> how many times it counts as read (`SegmentRecurrent.forward`).
+
+        Raises:
+            InputError: `ids` or `weights` has another shape.
         """
+        if ids.dim() != 2 or ids.shape[1] < 2:
+            raise InputError(
+                f"ids is of shape {list(ids.shape)}; give [B, T + 1] token ids, T >= 1: each is the "
+                "target of the one before"
+            )
         weights = torch.ones(ids[:, 1:].shape, device=ids.device) if weights is None else weights
+        if weights.shape != ids[:, 1:].shape:
+            raise InputError(
+                f"weights are of shape {list(weights.shape)}, but ids {list(ids.shape)} have targets "
+                f"{list(ids[:, 1:].shape)}; give one weight per target"
+            )
         total, loss, right = weights.sum(), 0.0, 0.0
         state: RecurrentState | None = None
         pending: list[Tensor] = []

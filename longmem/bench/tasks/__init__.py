@@ -7,11 +7,20 @@ from longmem.bench.tasks.key_value import KeyValue
 from longmem.bench.tasks.lines import Lines
 from longmem.bench.tasks.niah import MultiKey, MultiQuery, MultiValue, Single
 from longmem.bench.tasks.passkey import NumberString, PassKey
-from longmem.bench.tasks.task import CountTokens, Prompt, Question, Task
+from longmem.bench.tasks.task import CountTokens, Prompt, Question, Shrinking, Task
 from longmem.bench.tasks.variable_tracking import VariableTracking
 from longmem.errors import ConfigError
 
-__all__ = ["TASKS", "CountTokens", "Prompt", "Question", "Task", "get_task", "register"]
+__all__ = [
+    "TASKS",
+    "CountTokens",
+    "Prompt",
+    "Question",
+    "Shrinking",
+    "Task",
+    "get_task",
+    "register",
+]
 
 _tasks: dict[str, Task] = {}
 

@@ -7,15 +7,38 @@ import re
 import uuid
 from collections.abc import Callable
 
+from longmem.errors import ConfigError
 from longmem.nano import phrases as ph
+
+_TRIES = 50
 
 
 def distinct(draw: Callable[[], str], amount: int) -> list[str]:
-    """`amount` different strings; `draw` must be able to give that many."""
+    """`amount` different strings.
+
+    Raises:
+        ConfigError: 50 draws per string did not give that many.
+    """
     found: dict[str, None] = {}
-    while len(found) < amount:
+    for _ in range(_TRIES * amount):
+        if len(found) == amount:
+            break
         found[draw()] = None
+    if len(found) < amount:
+        raise ConfigError(
+            f"this task needs {amount:,} different keys or values, and drawing them gave {len(found):,}; "
+            "take fewer --tokens, or a task with fewer keys"
+        )
     return list(found)
+
+
+def names(rng: random.Random, amount: int) -> list[str]:
+    """`amount` different keys of words; with a number, too, where there are not words for all."""
+    pairs = len(ph.part(ph.ADJECTIVES, unseen=False)) * len(ph.part(ph.NOUNS, unseen=False))
+    if 2 * amount <= pairs:
+        return distinct(lambda: words(rng), amount)
+    highest = 10 * amount // pairs + 1
+    return distinct(lambda: f"{words(rng)}-{rng.randint(1, highest)}", amount)
 
 
 def number(rng: random.Random, digits: int) -> str:

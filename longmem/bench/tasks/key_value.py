@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from longmem.bench.tasks.draw import distinct, share_contained, uuid4
 from longmem.bench.tasks.haystack import hide
-from longmem.bench.tasks.task import CountTokens, Prompt, Question
+from longmem.bench.tasks.task import CountTokens, Prompt, Question, less
 
 
 def pair(key: str, value: str) -> str:
@@ -54,6 +55,10 @@ class KeyValue:
             for i in asked
         ]
         return Prompt(stack.turns, questions)
+
+    def fewer(self) -> Self | None:
+        """As `Shrinking.fewer`."""
+        return replace(self, pairs=less(self.pairs)) if self.pairs > 1 else None
 
     def score(self, question: Question, reply: str) -> float:
         """As `Task.score`: 1 if the value stands in the reply."""

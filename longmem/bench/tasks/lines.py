@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from longmem.bench.tasks.draw import distinct, first_number, words
+from longmem.bench.tasks.draw import first_number, names
 from longmem.bench.tasks.haystack import hide
 from longmem.bench.tasks.task import CountTokens, Prompt, Question
 
@@ -44,7 +44,7 @@ class Lines:
         """As `Task.make`."""
         rng = random.Random(seed)
         amount = max(4, round(tokens * self.share / count_tokens(line("golden-lantern", "12345"))))
-        keys = distinct(lambda: words(rng), amount)
+        keys = names(rng, amount)
         values = [value(rng) for _ in keys]
         told = [(i / amount, line(keys[i], values[i])) for i in range(amount)]
         stack = hide(rng, told, tokens, count_tokens)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
-from longmem.bench.tasks.draw import distinct, number, share_contained, words
+from longmem.bench.tasks.draw import distinct, names, number, share_contained
 from longmem.bench.tasks.haystack import Haystack, hide
-from longmem.bench.tasks.task import CountTokens, Prompt, Question
+from longmem.bench.tasks.task import CountTokens, Prompt, Question, less
 
 
 def needle(key: str, value: str) -> str:
@@ -61,15 +62,15 @@ def _hide(
     seed: int, keys: int, values: int, tokens: int, count_tokens: CountTokens
 ) -> tuple[random.Random, _Needles]:
     rng = random.Random(seed)
-    names = distinct(lambda: words(rng), keys)
+    named = names(rng, keys)
     numbers = distinct(lambda: value(rng), keys * values)
     grouped = [numbers[i * values : (i + 1) * values] for i in range(keys)]
     told = [
         (rng.random(), needle(name, told))
-        for name, group in zip(names, grouped, strict=True)
+        for name, group in zip(named, grouped, strict=True)
         for told in group
     ]
-    return rng, _Needles(names, grouped, hide(rng, told, tokens, count_tokens))
+    return rng, _Needles(named, grouped, hide(rng, told, tokens, count_tokens))
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class MultiValue(_Scored):
             [made.question(ask_all([key]), [i]) for i, key in enumerate(made.keys)],
         )
 
+    def fewer(self) -> Self | None:
+        """As `Shrinking.fewer`."""
+        return replace(self, keys=less(self.keys)) if self.keys > 1 else None
+
 
 @dataclass(frozen=True)
 class MultiQuery(_Scored):
@@ -155,3 +160,7 @@ class MultiQuery(_Scored):
             made.stack.turns,
             [made.question(ask_all([made.keys[i] for i in group]), group) for group in groups],
         )
+
+    def fewer(self) -> Self | None:
+        """As `Shrinking.fewer`."""
+        return replace(self, questions=less(self.questions)) if self.questions > 1 else None

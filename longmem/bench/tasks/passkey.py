@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from longmem.bench.tasks.draw import distinct, first_number, number
 from longmem.bench.tasks.haystack import hide
-from longmem.bench.tasks.task import CountTokens, Prompt, Question
+from longmem.bench.tasks.task import CountTokens, Prompt, Question, less
 from longmem.nano import phrases as ph
 
 DEPTHS = tuple(i / 10 for i in range(11))
@@ -48,6 +49,14 @@ class PassKey:
     def score(self, question: Question, reply: str) -> float:
         """As `Task.score`: 1 if the first number of the reply is the key."""
         return float(first_number(reply) == question.answers[0])
+
+    def fewer(self) -> Self | None:
+        """As `Shrinking.fewer`: at evenly spread depths."""
+        left = less(len(self.depths))
+        if left == 0:
+            return None
+        step = len(self.depths) / left
+        return replace(self, depths=tuple(self.depths[int(i * step)] for i in range(left)))
 
 
 @dataclass(frozen=True)

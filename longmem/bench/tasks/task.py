@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 CountTokens = Callable[[str], int]
 """Length of a turn's text in tokens, its template included."""
@@ -56,3 +56,16 @@ class Task(Protocol):
 
     def score(self, question: Question, reply: str) -> float:
         """Share of right answers in a reply, 0 .. 1, as the task's paper scores it."""
+
+
+@runtime_checkable
+class Shrinking(Protocol):
+    """A task that tells so many things at any length, but could tell fewer of them."""
+
+    def fewer(self) -> Self | None:
+        """The same task with about a fifth less to tell; None if it cannot be less."""
+
+
+def less(amount: int) -> int:
+    """About a fifth less, and at least 1 less."""
+    return min(amount - 1, amount * 4 // 5)

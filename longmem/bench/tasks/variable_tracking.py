@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from longmem.bench.tasks.draw import distinct, number, share_contained
 from longmem.bench.tasks.haystack import hide
-from longmem.bench.tasks.task import CountTokens, Prompt, Question
+from longmem.bench.tasks.task import CountTokens, Prompt, Question, less
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -61,6 +62,10 @@ class VariableTracking:
                 Question(ask(value), tuple(answers), tuple(turns), stack.depth_of[spots[0]])
             )
         return Prompt(stack.turns, questions)
+
+    def fewer(self) -> Self | None:
+        """As `Shrinking.fewer`."""
+        return replace(self, chains=less(self.chains)) if self.chains > 1 else None
 
     def score(self, question: Question, reply: str) -> float:
         """As `Task.score`: share of the names in the reply."""

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from longmem.cli.bench import decode, perplexity, recall, recycled
+from longmem.cli.bench import (
+    commit,
+    decode,
+    disk,
+    ingest,
+    memory,
+    perplexity,
+    recall,
+    recycled,
+    resume,
+    scale,
+    sessions,
+)
 
 __all__ = ["app"]
 
@@ -13,3 +25,10 @@ app.command("recall")(recall.recall)
 app.command("perplexity")(perplexity.perplexity)
 app.command("recycled")(recycled.recycled)
 app.command("decode")(decode.decode)
+app.command("ingest")(ingest.ingest)
+app.command("resume")(resume.resume)
+app.command("commit")(commit.commit)
+app.command("memory")(memory.memory)
+app.command("disk")(disk.disk)
+app.command("sessions")(sessions.sessions)
+app.command("scale")(scale.scale)

@@ -2,35 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
+from longmem.cli.bench.options import AsJson, Out
+from longmem.cli.bench.scaling import (
+    FullUpTo,
+    HostBytes,
+    Rounds,
+    Settings,
+    ShelfFolder,
+    Tokens,
+    about,
+    engine_of,
+    filled,
+    lengths_of,
+    progress,
+    show,
+    times,
+)
+from longmem.cli.common import NANO, Device, Model, readable_bytes
 
-from longmem.cli.bench.output import write_json
-from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
+if TYPE_CHECKING:
+    from longmem.bench.decode import DecodeRun
 
 
 def decode(
-    history: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1, help="Tokens of history; give it twice or more.", show_default="10000 200000"
-        ),
-    ] = None,
+    tokens: Tokens = None,
+    rounds: Rounds = 7,
+    full_up_to: FullUpTo = 128_000,
+    host_bytes: HostBytes = None,
+    changes: Settings = None,
+    store: ShelfFolder = None,
     model: Model = NANO,
     device: Device = None,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time per reply token against the length of the history."""
-    from longmem.bench.decode import REPLY_TOKENS, measure
+    """Time per reply token by length of the history, against transformers' own cache and against a
+    look-up at every token; bytes of the session's state against those of the full cache."""
+    lengths = lengths_of(tokens)
+    engine = engine_of(model, device, host_bytes, changes)
+    from longmem.bench.decode import measure
 
-    engine = load_engine(model, device)
-    results = measure(engine, history or (10_000, 200_000), report=typer.echo)
-    base = results[0].ms_per_token
-    for r in results:
-        ratio = r.ms_per_token / base
-        typer.echo(f"{r.history:>10,} tokens  {r.ms_per_token:7.3f} ms/token  ratio {ratio:.3f}")
-    if as_json:
-        rows = [{**asdict(r), "ratio_to_first": r.ms_per_token / base} for r in results]
-        write_json({"model": model, "reply_tokens": REPLY_TOKENS, "decode": rows})
+    with filled(store, engine, lengths) as shelf:
+        run = measure(engine, shelf, lengths, rounds, full_up_to, progress)
+    show_decode(run, about(model, engine), out, as_json)
+
+
+def show_decode(run: DecodeRun, named: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Print a run, and write it where that was asked for."""
+    from longmem.bench.decode import DENSE_STEPS, REPLY_TOKENS
+
+    found: dict[str, Any] = run.figures()
+    rows = []
+    for at, time in enumerate(run.recycled):
+        dense = run.dense[at] if at < len(run.dense) else None
+        row = [f"{time.history:,}", f"{time.ms_per_token:.3f}"]
+        row += [times(time.ms_per_token / run.recycled[0].ms_per_token)]
+        row += [f"{run.every[at].ms_per_token:.3f}", times(found["every_token_to_recycled"][at])]
+        row += [f"{dense.ms_per_token:.3f}" if dense else ""]
+        row += [times(found["dense_to_recycled"][at] if dense else None)]
+        row += [readable_bytes(time.state_bytes)]
+        row += [readable_bytes(dense.state_bytes) if dense else ""]
+        rows.append(row)
+    columns = ["tokens", "ms/token", "to shortest", "every token", "slower", "dense", "slower"]
+    steps = {"reply_tokens": REPLY_TOKENS, "dense_steps": DENSE_STEPS}
+    show(
+        "Time per reply token",
+        [*columns, "state", "dense state"],
+        rows,
+        {**named, **steps, "decode": found},
+        out,
+        as_json,
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longmem.cli.common import NANO
+from longmem.cli.common import NANO, check_writable
 
 if TYPE_CHECKING:
     from longmem import Engine
@@ -31,7 +31,11 @@ Folder = Annotated[
     typer.Option("--store", help="Keep sessions on disk, in this folder, while they last."),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", dir_okay=False, help="Write the figures to a JSON file.")
+    Path | None,
+    typer.Option("--out", callback=check_writable, help="Write the figures to a JSON file."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the figures as one line of JSON after the text.")
 ]
 
 _NANO_ROWS = 256

@@ -12,18 +12,31 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from longmem.cli.common import console
+from longmem.errors import ConfigError
 
 
 def write_json(figures: dict[str, Any], out: Path | None = None, printed: bool = True) -> None:
-    """Figures with what they were measured on and by: one line on standard output, or a file."""
+    """Figures with what they were measured on and by: one line on standard output, or a file.
+
+    Raises:
+        ConfigError: the file could not be written; the figures are on standard output then.
+    """
     from longmem.bench.machine import command, commit, machine
 
     whole = {"command": command(), "commit": commit(), **figures, "machine": machine()}
+    failed: OSError | None = None
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
-    if printed:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        except OSError as error:
+            failed = error
+    if printed or failed is not None:
         typer.echo(json.dumps(whole))
+    if failed is not None:
+        raise ConfigError(
+            f"{out} could not be written: {failed.strerror}; the figures are on standard output"
+        )
 
 
 def screen() -> Console:

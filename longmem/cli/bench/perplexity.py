@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from longmem.cli.bench.options import Changes, Out, Presets, names
+from longmem.cli.bench.options import AsJson, Changes, Out, Presets, names
 from longmem.cli.bench.output import Bar, screen, write_json
-from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
+from longmem.cli.common import NANO, Device, Model, load_engine, read_utf8
 
 if TYPE_CHECKING:
     from longmem.bench.perplexity import TextScore
@@ -41,12 +41,13 @@ def perplexity(
     Blocks are chosen by the queries of the span before, so that no token is predicted with
     anything that comes after it; every span is read twice for that.
     """
+    text = read_utf8(file, "--file")
     engine = load_engine(model, device)
     from longmem.bench.methods import methods, parse_changes
     from longmem.bench.perplexity import measure, read_text
 
     compared = methods(engine.config, names(presets), parse_changes(changes or []))
-    ids = read_text(engine, file.read_text("utf-8"), tokens)
+    ids = read_text(engine, text, tokens)
     first, size = scored_from or engine.config.n_local, span or engine.config.lookup_span
     with Bar() as bar:
         scores = measure(engine, compared, ids, first, size, bar)

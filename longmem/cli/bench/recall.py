@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longmem.cli.bench.options import (
+    AsJson,
     Changes,
     FirstSeed,
     Folder,
@@ -19,7 +20,7 @@ from longmem.cli.bench.options import (
 )
 from longmem.cli.bench.output import Bar, screen, write_json
 from longmem.cli.bench.table import tables
-from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
+from longmem.cli.common import NANO, Device, Model, check_writable, load_engine
 
 if TYPE_CHECKING:
     from longmem import Engine
@@ -52,7 +53,9 @@ Vary = Annotated[
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option("--plot", dir_okay=False, help="Draw recall over length and depth (PNG, SVG)."),
+    typer.Option(
+        "--plot", callback=check_writable, help="Draw recall over length and depth (PNG, SVG)."
+    ),
 ]
 Training = Annotated[
     int | None,
@@ -138,6 +141,8 @@ def _tasks(given: list[str], unseen: bool) -> list[Task]:
     from longmem.errors import ConfigError
 
     chosen = names(given)
+    if not chosen:
+        raise ConfigError("--task names no task; leave it out, or name one, such as --task passkey")
     found = [get_task(name) for name in (TASKS if chosen == ["all"] else chosen)]
     if not unseen:
         return found

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longmem.cli.bench.options import Changes, FirstSeed, Out
+from longmem.cli.bench.options import AsJson, Changes, FirstSeed, Out
 from longmem.cli.bench.output import Bar, write_json
 from longmem.cli.bench.table import percent
-from longmem.cli.common import NANO, AsJson, Device, Model, load_engine
+from longmem.cli.common import NANO, Device, Model, load_engine
 
 if TYPE_CHECKING:
     from longmem.bench.recycled import RecycledRun
@@ -65,13 +65,19 @@ def _lines(run: RecycledRun) -> list[str]:
         run.recall([t.policy for t in run.trials]),
     )
     return [
-        f"replies             {found['replies']}, {found['steps']} tokens",
+        f"replies             {found['replies']}, {found['steps']} tokens after their first",
         f"top-1 agreement     {percent(run.agreement)}",
         f"recall, every step  {percent(reference)}",
         f"recall, policy      {percent(policy)}  (right only here: {pairs.only_second}, "
         f"only at every step: {pairs.only_first}, p = {pairs.p:.3g})",
-        f"look-ups            {found['refreshes_policy']} instead of "
+        f"refresh steps       {found['refreshes_policy']} instead of "
         f"{found['refreshes_reference']}",
+        f"look-ups of layers  {found['lookups_policy']} instead of {found['lookups_reference']}"
+        f"{_fewer(found['lookup_ratio'])}",
         f"ms/token            {found['ms_per_token_policy']:.2f} instead of "
         f"{found['ms_per_token_reference']:.2f}",
     ]
+
+
+def _fewer(ratio: float | None) -> str:
+    return "" if ratio is None else f"  ({ratio:.1f} times fewer)"

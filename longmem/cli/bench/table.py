@@ -30,7 +30,8 @@ def tables(run: RecallRun, plan: Plan) -> list[Table]:
 def _table(
     task: str, tokens: int, reference: Reference | None, cells: list[Cell], able: bool
 ) -> Table:
-    table = Table(title=f"{task}, {tokens:,} tokens", title_justify="left", caption_justify="left")
+    title = f"{task}, {tokens:,} tokens{_other_length(tokens, cells)}"
+    table = Table(title=title, title_justify="left", caption_justify="left")
     table.box, table.caption = None, _by_itself(reference)
     table.add_column("preset", overflow="fold")
     for name in _COLUMNS:
@@ -40,6 +41,12 @@ def _table(
     if not cells:
         table.add_row("(none run)", "model cannot do it")
     return table
+
+
+def _other_length(tokens: int, cells: list[Cell]) -> str:
+    """Said where what a task tells is longer than the tokens asked for."""
+    read = max((cost.tokens for cell in cells for cost in cell.costs), default=tokens)
+    return f" asked for, {read:,} told" if read > 1.1 * tokens else ""
 
 
 def _figures(cell: Cell, able: bool) -> list[str]:
@@ -63,7 +70,8 @@ def _by_itself(reference: Reference | None) -> str:
     if reference.share is None:
         return f"its shortest prompt, {reference.tokens:,} tokens, does not fit the model's window"
     share = percent(reference.share)
-    return f"the model by itself, dense attention over {reference.tokens:,} tokens: {share}"
+    fewer = ", with as many keys as fit" if reference.fewer else ""
+    return f"the model by itself, dense attention over {reference.tokens:,} tokens{fewer}: {share}"
 
 
 def percent(share: Share) -> str:

@@ -1,12 +1,22 @@
 """Compressive memory of linear attention: fixed-size M and z that keys and values are folded into."""
 
 from longmem.ops.compressive.chunked import read_and_fold, retrieve, update
-from longmem.ops.compressive.features import Dpfp, EluPlusOne, FeatureMap, Learned, get_feature_map
+from longmem.ops.compressive.features import (
+    FEATURE_MAPS,
+    Dpfp,
+    EluPlusOne,
+    FeatureMap,
+    Learned,
+    get_feature_map,
+)
 from longmem.ops.compressive.naive import read_and_fold_naive, retrieve_naive, update_naive
-from longmem.ops.compressive.state import EPS, CompressiveState, Rule
+from longmem.ops.compressive.normaliser import warn_if_fixed
+from longmem.ops.compressive.state import EPS, RULES, CompressiveState, Rule
 
 __all__ = [
     "EPS",
+    "FEATURE_MAPS",
+    "RULES",
     "CompressiveState",
     "Dpfp",
     "EluPlusOne",
@@ -20,4 +30,5 @@ __all__ = [
     "retrieve_naive",
     "update",
     "update_naive",
+    "warn_if_fixed",
 ]

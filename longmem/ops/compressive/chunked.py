@@ -6,20 +6,25 @@ import torch
 from torch import Tensor
 
 from longmem.ops.compressive.features import FeatureMap
-from longmem.ops.compressive.state import EPS, CompressiveState, Rule
+from longmem.ops.compressive.state import COVERED, EPS, RULES, CompressiveState, Rule
 
 
-def retrieve(q: Tensor, state: CompressiveState) -> tuple[Tensor, Tensor]:
+def retrieve(q: Tensor, state: CompressiveState, rule: Rule = "linear") -> tuple[Tensor, Tensor]:
     """As `naive.retrieve_naive`, which defines it; leading batch dims are allowed.
 
     Args:
         q: ``[..., H, T, F]`` features of the queries.
         state: M ``[..., H_kv, F, D_v]``, z ``[..., H_kv, F]``.
+        rule: the one M and z grew by.
 
     Returns:
         Numerator ``[..., H, T, D_v]`` and mass ``[..., H, T]``, float32.
     """
-    return _read(q.float(), state.M, state.z)
+    q = q.float()
+    held, mass = _read(q, state.M, state.z)
+    if rule == "delta":
+        held = held * (_covered(q, mass) / COVERED).clamp(max=1)[..., None]
+    return held, mass
 
 
 def update(
@@ -37,7 +42,12 @@ def update(
         v: ``[..., H_kv, T, D_v]`` values.
         rule: "linear", "delta" or "delta_literal".
         decay: share of M and z that outlives this chunk, one number or ``[H_kv]``.
+
+    Raises:
+        ValueError: there is no such rule.
     """
+    if rule not in RULES:
+        raise ValueError(f"there is no rule {rule!r}; choose one of {', '.join(RULES)}")
     if k.shape[-2] == 0:
         return
     k, v = k.float(), v.float()
@@ -47,11 +57,12 @@ def update(
         M, z = kept[..., None] * M, kept * z
     added, new = v, k
     if rule != "linear":
-        mass = (k @ z[..., None])[..., 0]  # [..., H_kv, T]
-        added = v - k @ M / mass.clamp(min=EPS)[..., None]
+        held, mass = k @ M, (k @ z[..., None])[..., 0]  # [..., H_kv, T, D_v], [..., H_kv, T]
         if rule == "delta":
-            share = 1 - mass / k.square().sum(-1).clamp(min=EPS)
-            new = k * share.clamp(min=0)[..., None]
+            covered = _covered(k, mass)
+            held = held * (covered / COVERED).clamp(max=1)[..., None]
+            new = k * (1 - covered).clamp(0, 1)[..., None]
+        added = v - held / mass.clamp(min=EPS)[..., None]
     state.M, state.z = M + k.mT @ added, z + new.sum(-2)
     state.tokens += k.shape[-2]
 
@@ -92,13 +103,18 @@ def read_and_fold(
     for start in range(0, k.shape[-2], chunk):
         stop = min(start + chunk, k.shape[-2])
         mine = slice(max(start - skipped, 0), max(stop - skipped, 0))
-        numerator, weight = retrieve(q[..., mine, :], state)
+        numerator, weight = retrieve(q[..., mine, :], state, rule)
         held.append(numerator)
         mass.append(weight)
         if stop - start == chunk:
             part = slice(start, stop)
             update(state, k[..., part, :], v[..., part, :], rule, decay)
     return torch.cat(held, -2), torch.cat(mass, -1)
+
+
+def _covered(x: Tensor, mass: Tensor) -> Tensor:
+    """``[..., T]``: how much of features ``[..., T, F]`` z covers, 1 for all; no gradient goes through."""
+    return (mass / x.square().sum(-1).clamp(min=EPS)).detach()
 
 
 def _read(q: Tensor, M: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEATURE_MAPS = ("elu", "dpfp", "learned")
+"""Names that `get_feature_map` knows."""
+
 
 class FeatureMap(Protocol):
     """Un-rotated queries or keys to features, in float32 whatever they come in."""

@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 
 from longmem.ops.compressive.features import FeatureMap
-from longmem.ops.compressive.state import EPS, CompressiveState, Rule
+from longmem.ops.compressive.state import COVERED, EPS, CompressiveState, Rule
 
 
-def retrieve_naive(q: Tensor, state: CompressiveState) -> tuple[Tensor, Tensor]:
+def retrieve_naive(
+    q: Tensor, state: CompressiveState, rule: Rule = "linear"
+) -> tuple[Tensor, Tensor]:
     """What the memory holds for each query (Infini-attention, arXiv 2404.07143, equation 7).
 
     Args:
         q: ``[H, T, F]`` features of the queries; head h reads KV head h // (H / H_kv).
         state: M ``[H_kv, F, D_v]``, z ``[H_kv, F]``.
+        rule: the one M and z grew by. Under "delta" M may hold something where z has nothing, and
+            the quotient there has no bound; so the numerator is made smaller by as much as the mass
+            is below `COVERED` |phi(q)|^2.
 
     Returns:
         Numerator phi(q) M ``[H, T, D_v]`` and mass phi(q) z ``[H, T]``, float32. Their quotient is the
@@ -26,8 +31,11 @@ def retrieve_naive(q: Tensor, state: CompressiveState) -> tuple[Tensor, Tensor]:
     for h in range(heads):
         kv = h // (heads // state.M.shape[0])
         for t in range(n_query):
-            held[h, t] = q[h, t].float() @ state.M[kv]
-            mass[h, t] = q[h, t].float() @ state.z[kv]
+            query = q[h, t].float()
+            held[h, t], mass[h, t] = query @ state.M[kv], query @ state.z[kv]
+            if rule == "delta":
+                covered = float(mass[h, t]) / max(float(query @ query), EPS)
+                held[h, t] *= min(1.0, covered / COVERED)
     return held, mass
 
 
@@ -43,7 +51,8 @@ def update_naive(
     "linear" (equation 8): M += phi(k)^T v, z += phi(k).
     "delta" (equation 9): M += phi(k)^T (v - what phi(k) retrieves), so that a binding the memory
     already holds leaves it as it is; z += gamma phi(k) with gamma = 1 - phi(k) z / |phi(k)|^2, in
-    [0, 1]: z grows only by what is new (ARMT, arXiv 2407.04841, section 3.2).
+    [0, 1], a constant to gradients: z grows only by what is new (ARMT, arXiv 2407.04841, section
+    3.2). With dense features or long chunks the first chunk covers all: see the README.
     "delta_literal": M as in "delta", z as in "linear", as Infini-attention prints it: a binding
     told again is then retrieved as v / 2.
 
@@ -62,10 +71,12 @@ def update_naive(
         for t in range(k.shape[1]):
             key, value = k[h, t].float(), v[h, t].float()
             mass, new = key @ old_z, 1.0
-            if rule != "linear":
-                value = value - key @ old_M / mass.clamp(min=EPS)
+            known = 1.0
             if rule == "delta":
-                new = max(0.0, 1 - float(mass) / max(float(key @ key), EPS))
+                covered = float(mass) / max(float(key @ key), EPS)
+                new, known = min(1.0, max(0.0, 1 - covered)), min(1.0, covered / COVERED)
+            if rule != "linear":
+                value = value - known * (key @ old_M) / mass.clamp(min=EPS)
             M[h] += key[:, None] * value
             z[h] += new * key
     state.M, state.z, state.tokens = M, z, state.tokens + k.shape[1]
@@ -104,7 +115,7 @@ def read_and_fold_naive(
     for t in range(n_keys):
         if t >= n_keys - n_query:
             at = t - (n_keys - n_query)
-            one, its_mass = retrieve_naive(features(q[:, at : at + 1]), state)
+            one, its_mass = retrieve_naive(features(q[:, at : at + 1]), state, rule)
             held.append(one)
             mass.append(its_mass)
         if (t + 1) % chunk == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -11,8 +11,14 @@ from torch import Tensor
 Rule = Literal["linear", "delta", "delta_literal"]
 """How M and z grow: see `naive.update_naive`."""
 
+RULES: tuple[str, ...] = get_args(Rule)
+"""The rules there are."""
+
 EPS = 1e-12
 """Least denominator: a memory that holds nothing for a query answers zeros, not NaN."""
+
+COVERED = 0.01
+"""Least share of |phi(x)|^2 that z covers of a key or query x, under "delta": see `naive.retrieve_naive`."""
 
 
 @dataclass(eq=False)

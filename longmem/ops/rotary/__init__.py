@@ -33,11 +33,14 @@ class Rotary:
         angle = positions.to(torch.float64)[:, None] * self.inv_freq
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
-    def rotate(self, x: Tensor, angles: Angles, out: Tensor | None = None) -> Tensor:
+    def rotate(
+        self, x: Tensor, angles: Angles, out: Tensor | None = None, spare: Tensor | None = None
+    ) -> Tensor:
         """Rotate ``[..., T, D]`` by `angles`; dimensions from R on are passed through.
 
         Args:
-            out: where to write, of x's shape; it must not overlap `x`.
+            out: where to write, of the shape x and `angles` broadcast to; it must not overlap `x`.
+            spare: ``[..., R / 2]`` of that shape, to compute in; None allocates it.
         """
         cos, sin = angles
         half = cos.shape[-1]
@@ -48,8 +51,8 @@ class Rotary:
         else:
             a, b = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
             out_a, out_b = out[..., 0 : 2 * half : 2], out[..., 1 : 2 * half : 2]
-        torch.mul(a, cos, out=out_a).sub_(b * sin)
-        torch.mul(b, cos, out=out_b).add_(a * sin)
+        torch.mul(a, cos, out=out_a).sub_(torch.mul(b, sin, out=spare))
+        torch.mul(b, cos, out=out_b).add_(torch.mul(a, sin, out=spare))
         if 2 * half < x.shape[-1]:
             out[..., 2 * half :] = x[..., 2 * half :]
         return out

@@ -16,12 +16,12 @@ class Attended(NamedTuple):
     Args:
         out: ``[H, T, D]``.
         mass: ``[H_kv, L]`` float32, see `MassOf`; summed over queries and the head group, and only
-            over queries that had the key in their window.
+            over queries that had the key in their window; None unless wanted.
         lse: ``[H, T]`` float32, log of the softmax's denominator; None unless wanted.
         weights: ``[H_kv, G, F + L]`` float32, attention of the last query; None unless wanted.
     """
 
     out: Tensor
-    mass: Tensor
+    mass: Tensor | None
     lse: Tensor | None = None
     weights: Tensor | None = None

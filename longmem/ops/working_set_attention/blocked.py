@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def attend_blocked(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     far_length: Tensor | None = None,
-    mass_of: MassOf = "attention",
+    mass_of: MassOf | None = "attention",
     want_lse: bool = False,
     want_weights: bool = False,
 ) -> Attended:
@@ -64,7 +66,7 @@ def attend_blocked(
     lse = _lse(scores, sinks, n_query).view(heads, n_query) if want_lse else None
     weights = _softmax(scores, sinks, n_query)
 
-    if mass is None:
+    if mass_of == "attention":
         mass = _window_mass(weights[..., n_far:], near, pending, n_query, n_local)
     last = _by_query(weights, n_query)[:, :, -1].clone() if want_weights else None
     weights = weights.to(local_v.dtype)
@@ -79,13 +81,21 @@ def _by_query(x: Tensor, n_query: int) -> Tensor:
     return x.view(x.shape[0], -1, n_query, x.shape[-1])
 
 
+@lru_cache(maxsize=32)
+def _band(rows: int, columns: int, offset: int, device: torch.device) -> Tensor:
+    """``[rows, columns]`` bool: row - column >= offset. Kept, because spans of one length come in
+    thousands; never an inference tensor, because training may ask for the same one."""
+    with torch.inference_mode(False):
+        row = torch.arange(rows, device=device)
+        return row[:, None] - torch.arange(columns, device=device) >= offset
+
+
 def _beyond(
     near: int, pending: int, n_keys: int, n_query: int, n_local: int, like: Tensor
 ) -> Tensor:
     """``[T, pending - near]``: whether the local key is beyond the window of query t."""
-    query = torch.arange(n_keys - n_query, n_keys, device=like.device)
-    key = torch.arange(near, pending, device=like.device)
-    return query[:, None] - key >= n_local
+    offset = n_local - (n_keys - n_query - near)
+    return _band(n_query, pending - near, offset, like.device)
 
 
 def _pending_scores(
@@ -116,7 +126,7 @@ def _mask_pending(local: Tensor, near: int, pending: int, n_query: int, n_local:
 
 def _mask_future(local: Tensor, n_query: int) -> None:
     """Hide from each query the tokens after it, in place."""
-    future = torch.ones(n_query, n_query, dtype=torch.bool, device=local.device).triu_(1)
+    future = _band(n_query, n_query, 1, local.device).mT
     _by_query(local[..., -n_query:], n_query).masked_fill_(future, float("-inf"))
 
 

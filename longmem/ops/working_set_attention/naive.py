@@ -23,7 +23,7 @@ def attend_naive(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     far_length: Tensor | None = None,
-    mass_of: MassOf = "attention",
+    mass_of: MassOf | None = "attention",
     want_lse: bool = False,
     want_weights: bool = False,
 ) -> Attended:
@@ -46,7 +46,7 @@ def attend_naive(
         sinks: ``[H]`` logits of an extra key with value zero (GPT-OSS).
         far_length: ``[H_kv]`` how many of the far keys each KV head has; None: all F.
         mass_of: what is summed per local key: its attention weights, or the logits of the queries
-            that follow it (InfLLM, equation 1).
+            that follow it (InfLLM, equation 1); None: nothing.
         want_lse, want_weights: whether these are returned.
     """
     heads, n_query, _ = q_near.shape
@@ -90,4 +90,6 @@ def attend_naive(
                     mass[kv, j] += weights[column]
                 elif distance > 0:
                     mass[kv, j] += raw[column]
-    return Attended(out, mass, lse if want_lse else None, last if want_weights else None)
+    return Attended(
+        out, mass if mass_of else None, lse if want_lse else None, last if want_weights else None
+    )

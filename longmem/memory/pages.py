@@ -1,0 +1,172 @@
+"""Rows of groups: in slots of memory, filled from the store where a look-up asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+PageReader = Callable[[Sequence[tuple[int, int]]], list[Tensor]]
+"""Spans of pages -> their rows from the store, ``[n, g, D']`` per span."""
+
+
+class GroupPages:
+    """Pages ``[g, D']``, numbered in the order they were added, least recently read out first.
+
+    Only durable pages leave memory: the others are nowhere else. Without a reader none leaves.
+
+    Args:
+        size: g, rows of a page.
+        dim: D'.
+        dtype, device: of the rows.
+    """
+
+    def __init__(self, size: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._slots = torch.zeros(0, size, dim, dtype=dtype, device=device)
+        self._out = self._slots.clone()  # what the last look-up read
+        self._page_of = torch.zeros(0, dtype=torch.int64)  # page in each slot; -1: free
+        self._used = torch.zeros(0, dtype=torch.int64)  # when each slot was last read
+        self._slot_of = torch.zeros(0, dtype=torch.int64)  # slot of each page; -1: not held
+        self._durable = self._clock = 0
+        self.reader: PageReader | None = None
+        """Reads durable pages."""
+        self.most: int | None = None
+        """Slots there should be at most; None: no limit."""
+        self.hits = self.misses = 0
+        """Pages of look-ups that were in memory, or had to be read."""
+
+    def __len__(self) -> int:
+        """Pages there are, held or not."""
+        return self._slot_of.shape[0]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        tables = self._page_of.nbytes + self._used.nbytes + self._slot_of.nbytes
+        return self._slots.nbytes + self._out.nbytes + tables
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the rows of one page."""
+        return self._slots.shape[1] * self._slots.shape[2] * self._slots.element_size()
+
+    def slots_within(self, room: int) -> int:
+        """How many slots fit into so many bytes, what is known of every page counted inside."""
+        per_slot = self.page_bytes + self._page_of.element_size() + self._used.element_size()
+        return (room - self._slot_of.nbytes) // per_slot
+
+    def put(self, rows: Tensor) -> None:
+        """Add pages ``[n, g, D']``."""
+        first = len(self)
+        self._slot_of = torch.cat((self._slot_of, self._slot_of.new_full((len(rows),), -1)))
+        self._fill(torch.arange(first, len(self)), rows)
+
+    def adopt(self, pages: int) -> None:
+        """There are so many pages more, all in the store alone."""
+        self._slot_of = torch.cat((self._slot_of, self._slot_of.new_full((pages,), -1)))
+        self._durable = len(self)
+
+    def read(self, pages: Tensor) -> Tensor:
+        """Rows ``[n, g, D']`` of different pages, given by number ``[n]`` int64 on the CPU; they hold until
+        the next call.
+
+        Raises:
+            CorruptDataError: as the store's.
+        """
+        self._clock += 1
+        slots = self._slot_of[pages]
+        held = slots >= 0
+        self._used[slots[held]] = self._clock
+        if not held.all():
+            missing = pages[~held].sort().values
+            self._fill(missing, self._fetched(missing))
+            slots = self._slot_of[pages]
+        hits = int(held.sum())
+        self.hits += hits
+        self.misses += len(pages) - hits
+        if len(self._out) < len(pages):  # kept: new memory would cost more than the copy
+            self._out = self._slots.new_empty(len(pages), *self._slots.shape[1:])
+        slots = slots.to(self._slots.device)
+        return torch.index_select(self._slots, 0, slots, out=self._out[: len(pages)])
+
+    def since(self, page: int) -> Tensor:
+        """Rows ``[n, g, D']`` of the pages from `page` on, none of them durable."""
+        return self._slots[self._slot_of[page:].to(self._slots.device)]
+
+    def truncate(self, pages: int) -> None:
+        """Forget the pages from `pages` on."""
+        self._free(self._slot_of[pages:])
+        self._slot_of = self._slot_of[:pages].clone()
+        self._durable = min(self._durable, pages)
+
+    def drop_front(self, pages: int) -> None:
+        """The first `pages` pages will not be read again."""
+        self._free(self._slot_of[:pages])
+        self._slot_of[:pages] = -1
+
+    def commit(self) -> None:
+        """All pages are durable: those beyond the limit may leave memory."""
+        self._durable = len(self)
+        if self.reader is not None and self.most is not None and len(self._page_of) > self.most:
+            self._resize(self.most)
+
+    def _fetched(self, pages: Tensor) -> Tensor:
+        """Pages ``[n]``, ascending, from the store; neighbours in one span."""
+        if self.reader is None:
+            raise RuntimeError(f"pages {pages.tolist()} of the index are neither held nor stored")
+        breaks = (pages.diff() != 1).nonzero()[:, 0] + 1
+        runs = pages.tensor_split(breaks)
+        rows = self.reader([(int(run[0]), int(run[-1]) + 1) for run in runs])
+        return torch.cat(rows)
+
+    def _fill(self, pages: Tensor, rows: Tensor) -> None:
+        slots = self._room(len(pages))
+        self._slots[slots.to(self._slots.device)] = rows.to(self._slots.device)
+        self._page_of[slots], self._slot_of[pages] = pages, slots
+        self._used[slots] = self._clock
+
+    def _room(self, n: int) -> Tensor:
+        """So many free slots: there are, or new ones within the limit, or of pages that leave."""
+        free = (self._page_of < 0).nonzero()[:, 0]
+        lacking = n - len(free)
+        if lacking <= 0:
+            return free[:n]
+        have = len(self._page_of)
+        wanted = max(have + lacking, have * 3 // 2)
+        if self.reader is not None and self.most is not None:
+            wanted = min(wanted, max(self.most, have))
+        lacking -= wanted - have
+        self._resize(wanted + max(0, lacking - self._evict(max(0, lacking))))
+        return (self._page_of < 0).nonzero()[:n, 0]
+
+    def _evict(self, n: int) -> int:
+        """Let up to `n` pages go that the present call does not read; gives how many went."""
+        may_go = (self._page_of >= 0) & (self._page_of < self._durable) & (self._used < self._clock)
+        slots = may_go.nonzero()[:, 0]
+        slots = slots[self._used[slots].sort(stable=True).indices[:n]]
+        self._free(slots)
+        return len(slots)
+
+    def _free(self, slots: Tensor) -> None:
+        slots = slots[slots >= 0]
+        self._slot_of[self._page_of[slots]] = -1
+        self._page_of[slots] = -1
+
+    def _resize(self, slots: int) -> None:
+        """Have so many slots, or as many as pages that are not durable need."""
+        if slots == len(self._page_of):
+            return
+        held = (self._page_of >= 0).nonzero()[:, 0]
+        late = self._page_of[held] >= self._durable
+        rank = self._used[held] + late * (self._clock + 1)
+        kept = held[rank.sort(descending=True, stable=True).indices[: max(slots, int(late.sum()))]]
+        pages, used, old = self._page_of[kept], self._used[kept], self._slots
+        n = max(slots, len(kept))
+        self._slots = old.new_zeros(n, *old.shape[1:])
+        self._slots[: len(kept)] = old[kept.to(old.device)]
+        self._page_of = torch.full((n,), -1)
+        self._used = torch.zeros(n, dtype=torch.int64)
+        self._slot_of[self._slot_of >= 0] = -1
+        self._page_of[: len(kept)], self._used[: len(kept)] = pages, used
+        self._slot_of[pages] = torch.arange(len(kept))

@@ -1,0 +1,7 @@
+"""Attention of single tokens of many sessions, each over its own working set."""
+
+from longmem.ops.step_attention.fast import attend_steps
+from longmem.ops.step_attention.keys import StepKeys, Stepped
+from longmem.ops.step_attention.naive import attend_naive
+
+__all__ = ["StepKeys", "Stepped", "attend_naive", "attend_steps"]

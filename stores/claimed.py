@@ -1,0 +1,168 @@
+"""What a claimed session of a `SQLiteStore` holds, for reading."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import Tensor
+
+from longmem.errors import CorruptDataError, SessionClosedError
+from longmem.store import SessionInfo, Snapshot, TurnRecord
+from longmem.stores.checks import check_positions
+from longmem.stores.claim import Claim, check_belongs
+from longmem.stores.database import Database
+from longmem.stores.files import load_files
+from longmem.stores.folder import Folder
+from longmem.stores.open_file import TurnFile
+from longmem.stores.reading import Reading
+from longmem.stores.rows import turn_of
+from longmem.stores.turn_file import FileRow
+
+Result = TypeVar("Result")
+
+
+class ClaimedSession:
+    """The reading half of `longmem.stores.handle.SQLiteHandle`; from any thread at any time.
+
+    Files that were merged while they were looked for are looked for again, in the new list.
+    """
+
+    def __init__(self, database: Database, folder: Folder, store: str, claim: Claim) -> None:
+        self.database = database
+        self._folder = folder
+        self._store = store
+        self._claim: Claim | None = claim
+        self._id = claim.info.id
+        self.lock = threading.RLock()
+
+    @property
+    def claim(self) -> Claim:
+        """What the handle holds.
+
+        Raises:
+            SessionClosedError: nothing any more.
+        """
+        claim = self._claim
+        if claim is None:
+            raise SessionClosedError(f"session {self._id!r} was closed; open it again")
+        return claim
+
+    @property
+    def info(self) -> SessionInfo:
+        """The session as of the last commit of this handle."""
+        return self.claim.info
+
+    def snapshot(self, lazy: Sequence[str] = ()) -> Snapshot | None:
+        """The state at the head, checked against its checksums; None before the first commit."""
+        return self._read(lambda reading: reading.snapshot(lazy), fresh=True)
+
+    def read_kv(self, layer: int, start: int, stop: int) -> Tensor:
+        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer, checked against their checksums."""
+        return self.read_spans(layer, [(start, stop)])[0]
+
+    def read_spans(self, layer: int, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer for each span."""
+        return self._read(lambda reading: reading.kv(layer, spans))
+
+    def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Rows of an append-only tensor for each span."""
+        return self._read(lambda reading: reading.blocks(name, spans))
+
+    def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
+        """Turns ``start <= index < stop``, in order."""
+        claim = self.claim
+        start, stop = max(start, 0), _clamp(stop, claim.info.n_turns)
+        with self.database.transaction() as rows:
+            found = rows.execute(
+                "SELECT * FROM turns WHERE session = ? AND idx >= ? AND idx < ? ORDER BY idx",
+                (claim.key, start, stop),
+            ).fetchall()
+        if len(found) != max(stop - start, 0):
+            raise self._gone_or(f"{len(found)} of turns {start} to {stop} are recorded")
+        return [turn_of(row, self._id) for row in found]
+
+    def turns_at(self, positions: Sequence[int]) -> list[TurnRecord]:
+        """For each token position the turn that holds it."""
+        claim = self.claim
+        check_positions(claim.info, positions)
+        found: dict[int, TurnRecord] = {}
+        with self.database.transaction() as rows:
+            for position in dict.fromkeys(positions):
+                row = rows.execute(
+                    """SELECT * FROM turns WHERE session = ? AND start <= ?
+                       ORDER BY start DESC, idx DESC LIMIT 1""",
+                    (claim.key, position),
+                ).fetchone()
+                if row is None:
+                    raise self._gone_or(f"no turn is recorded for token {position}")
+                found[position] = turn_of(row, self._id)
+        return [found[position] for position in positions]
+
+    def _read(self, read: Callable[[Reading], Result], *, fresh: bool = False) -> Result:
+        """Read from the session's files; again if they were merged meanwhile.
+
+        Args:
+            fresh: open files anew, to see them as they now lie on disk.
+        """
+        claim = self.claim
+        while True:
+            try:
+                return read(self._reading(claim, fresh))
+            except CorruptDataError:
+                now = self._claim_now(claim)
+                if now is None:
+                    raise
+                claim = now
+
+    def _reading(self, claim: Claim, fresh: bool) -> Reading:
+        opener = self._folder.opener(fresh=fresh)
+
+        def opened(row: FileRow) -> TurnFile:
+            check_belongs(row, self._id, claim.layout)
+            return opener(row)
+
+        return Reading(claim.info, claim.files, opened)
+
+    def _claim_now(self, claim: Claim) -> Claim | None:
+        """The claim, if its files are others by now than when `claim` was taken.
+
+        Raises:
+            SessionClosedError: the writer deleted or rebuilt the session.
+        """
+        if not self.database.read_only:
+            current = self.claim
+            return None if current.files is claim.files else current
+        if self._is_gone():
+            raise self._gone() from None
+        with self.database.transaction() as rows:
+            files = load_files(rows, claim.key, claim.info.head, self._store)
+        if files.extents == claim.files.extents:
+            return None
+        with self.lock:
+            self._claim = replace(self.claim, files=files)
+            return self._claim
+
+    def _is_gone(self) -> bool:
+        """Whether a writer deleted or rebuilt the session under this read-only handle."""
+        if not self.database.read_only:
+            return False
+        with self.database.transaction() as rows:
+            key = self.claim.key
+            return not rows.execute("SELECT 1 FROM sessions WHERE key = ?", (key,)).fetchone()
+
+    def _gone(self) -> SessionClosedError:
+        return SessionClosedError(
+            f"session {self._id!r} was deleted or rebuilt by its writer; open it again"
+        )
+
+    def _gone_or(self, what: str) -> SessionClosedError | CorruptDataError:
+        if self._is_gone():
+            return self._gone()
+        return CorruptDataError(f"session {self._id!r}: {what}; restore the store from a backup")
+
+
+def _clamp(stop: int | None, n_turns: int) -> int:
+    return n_turns if stop is None else min(max(stop, 0), n_turns)
