@@ -66,7 +66,7 @@ class MemoryConfig(Settings):
     window: Literal["sliding", "segment"] = "sliding"
     """What the window of a token is: the last n_local tokens (InfLLM), or its own segment of an absolute
     grid of n_local tokens (Infini-attention; then topk = 0) (stored)."""
-    block_boundaries: Literal["fixed", "turn", "surprise"] = "fixed"
+    block_boundaries: Literal["fixed", "turn", "surprise"] = "turn"
     """Where blocks end: every `block_size` tokens, or also at each turn, or also there and before tokens
     the model did not expect (EM-LLM) (stored)."""
     min_block: PositiveInt = 1

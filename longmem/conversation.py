@@ -14,6 +14,7 @@ from longmem.errors import (
     ChatFormatError,
     ConfigError,
     InputError,
+    SessionClosedError,
     SessionError,
     SessionInUseError,
     TurnTooLargeError,
@@ -45,8 +46,9 @@ class Conversation:
         self.engine = engine
         self.id = id
         self.ledger = opened.ledger
-        self.memory: SessionMemory | None = opened.memory
-        """None before the first turn, which decides how many initial tokens there are."""
+        self._memory: SessionMemory | None = opened.memory
+        self.closed = False
+        """Whether the memory was let go of, for good."""
         self.generator = new_generator(engine.device)
         if opened.rng is not None:
             with suppress(ConfigError):  # written on another type of device: a new seed will do
@@ -55,6 +57,17 @@ class Conversation:
         """The reply under way."""
         self._busy = threading.Lock()
         self._broken = False
+
+    @property
+    def memory(self) -> SessionMemory | None:
+        """None before the first turn, which decides how many initial tokens there are. `Session.close`
+        sets it to None for good, at any time."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: SessionMemory | None) -> None:
+        self.closed = memory is None  # first: `_forget` looks after it has put a memory back
+        self._memory = memory
 
     @contextmanager
     def transaction(self, stream: ReplyStream | None = None) -> Iterator[Transaction]:
@@ -96,12 +109,15 @@ class Conversation:
 
     def _forget(self, before: SessionMemory | None, mark: Mark | None, rng: Tensor) -> None:
         """Bring memory and random numbers back to where a transaction began."""
-        self._broken = True
-        self.memory = before
-        if before is not None and mark is not None:
-            before.rewind(mark)
-        self.generator.set_state(rng)
-        self._broken = False
+        if not self.closed:
+            self._broken = True
+            self._memory = before
+            if before is not None and mark is not None:
+                before.rewind(mark)
+            self.generator.set_state(rng)
+            self._broken = False
+        if self.closed:
+            self._memory = None
 
     def check(self, role: str, text: str) -> None:
         """Refuse bad input before anything is read.
@@ -131,13 +147,23 @@ class Conversation:
 
     def memory_for(self, role: str, n_tokens: int) -> SessionMemory:
         """The memory to read a turn into; a new one pins a system turn of `n_tokens` tokens."""
-        if self.memory is None:
+        if self.closed:
+            raise self.closed_meanwhile()
+        memory = self._memory
+        if memory is None:
             n_init = initial_tokens(self.engine.config, self.id, role, n_tokens)
             handle = self.ledger.handle
-            self.memory = self.engine.new_memory(n_init, journal=handle is not None)
+            memory = self.engine.new_memory(n_init, journal=handle is not None)
             if handle is not None:
-                self.memory.attach(handle)
-        return self.memory
+                memory.attach(handle)
+            self._memory = memory
+        return memory
+
+    def closed_meanwhile(self) -> SessionClosedError:
+        """What an exchange raises that another thread took the session from."""
+        return SessionClosedError(
+            f"session {self.id!r} was closed while it read; nothing was committed"
+        )
 
     def recent_ids(self) -> list[int]:
         """The ids in the local window, which logits processors see."""
@@ -159,9 +185,15 @@ class Transaction:
 
     @property
     def memory(self) -> SessionMemory:
-        """The memory, after the first turn was prepared."""
-        assert self.conversation.memory is not None
-        return self.conversation.memory
+        """The memory, after the first turn was prepared.
+
+        Raises:
+            SessionClosedError: another thread closed the session.
+        """
+        memory = self.conversation.memory
+        if memory is None or self.conversation.closed:
+            raise self.conversation.closed_meanwhile()
+        return memory
 
     def decoding(
         self,
@@ -194,6 +226,7 @@ class Transaction:
         """Make the drafts durable.
 
         Raises:
+            SessionClosedError: another thread closed the session; nothing was committed.
             StoreError: nothing was committed.
         """
         state = {"rng": save_generator(self.conversation.generator)}
@@ -203,3 +236,5 @@ class Transaction:
             return ledger.commit(drafts, self.memory, state)
         finally:
             self.committed = ledger.head != head
+            if not ledger.settled:
+                self.conversation._broken = True

@@ -220,7 +220,9 @@ class Decoding:
             tail = [last, *closing]
         self._ids += closing
         if tail:
-            yield Together([Feed(self._memory, tail, [ReadSpan(len(tail), 0)])])
+            request = Together([Feed(self._memory, tail, [ReadSpan(len(tail), 0)])])
+            while not (yield request):
+                pass  # told to think again: nothing was read yet
             self._lookups.extend(len(tail))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from longmem.errors import SessionError
 from longmem.history import History, ListHistory
 from longmem.memory import ReadSpan, SessionMemory
 from longmem.merging import Merging
@@ -43,6 +44,9 @@ class Ledger:
         self.n_tokens = info.n_tokens if info else 0
         last = self.history.turns(self.n_turns - 1) if self.n_turns else []
         self.last: TurnRecord | None = last[0] if last else None
+        self.settled = True
+        """False once a commit broke off when it was durable, or may have been: the memory does not know
+        of it and must not be read into again."""
 
     @property
     def history(self) -> History:
@@ -63,11 +67,18 @@ class Ledger:
             state: tensors to keep with the snapshot besides the memory's own.
 
         Raises:
+            SessionError: `memory` has not read exactly the drafts; nothing was committed.
             StoreError: nothing was committed; the memory has to be rewound.
         """
         turns = self._records(drafts)
         stop = self.n_tokens + sum(len(turn.ids) for turn in turns)
+        if memory.n_tokens != stop:
+            raise SessionError(
+                f"the turns to commit end at token {stop:,}, but {memory.n_tokens:,} were read; "
+                "nothing was committed"
+            )
         if self.handle is None:
+            self.settled = False
             self._list.extend(turns)
         else:
             made = memory.export()
@@ -80,10 +91,12 @@ class Ledger:
                 blocks=made.blocks,
                 state={**made.state, **state},
             )
+            self.settled = False
             try:
                 self.handle.commit(commit)
             except BaseException:
                 if self.handle.info.head == self.head:
+                    self.settled = True
                     raise
                 self._advance(turns, stop, memory)  # interrupted when it was durable already
                 raise
@@ -97,6 +110,7 @@ class Ledger:
         self.n_turns += len(turns)
         self.n_tokens, self.last = stop, turns[-1]
         memory.exported()
+        self.settled = True
 
     def _records(self, drafts: Sequence[Draft]) -> list[TurnRecord]:
         now, start, records = time.time(), self.n_tokens, []

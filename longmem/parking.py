@@ -45,7 +45,9 @@ class Parker:
         sweep, left = self._sweep(), self._left()
         if sweep is None or left is None:
             return
-        sweep()
-        self._timer = None
-        if left():
-            self.start()
+        try:
+            sweep()
+        finally:
+            self._timer = None
+            if left():
+                self.start()

@@ -155,7 +155,8 @@ class ReplyStream:
                 *self._turn, self._sampling, self._extensions, self._stopping.is_set
             )
             self._strand = Strand(decoding.steps, self._whole)
-            self._strand.cancelled = self._cancelling.is_set()
+            if self._cancelling.is_set():
+                self._strand.cancelled = True
             yield from self._conversation.engine.scheduler.run(self._strand)
             decoded = time.perf_counter()
             ledger = self._conversation.ledger

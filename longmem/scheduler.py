@@ -8,12 +8,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from longmem.errors import SessionError
 from longmem.feeding import Fed, Feed
 from longmem.strand import Strand, StrandCancelled, StrandInPass
 
 T = TypeVar("T")
 RunPass = Callable[[Sequence[Feed]], Sequence[Fed | BaseException]]
 """Reads feeds of different memories in one pass; what came of each, or why it failed."""
+Taken = list[tuple[Strand[Any], Sequence[Feed]]]
+"""The strands of a pass, with what each reads in it."""
 
 _FEW_TOKENS = 16
 """Requests this short are decode steps, which go first."""
@@ -61,9 +64,16 @@ class Scheduler:
         Closing the iterator takes the strand out, after the pass it may be in.
 
         Raises:
+            SessionError: this thread is in the middle of a pass, and would wait for itself.
             StrandCancelled: see `cancel`.
             BaseException: what a step of the strand raised, or its part of a pass.
         """
+        if self._leading == threading.get_ident():
+            strand.close()
+            raise SessionError(
+                "the engine was used from inside one of its own passes (a logits processor or "
+                "stopping criterion); use it from another place, or another engine"
+            )
         with self._state:
             if not strand.over:
                 self._strands[strand] = self._queue[strand] = None
@@ -118,58 +128,68 @@ class Scheduler:
 
     def _lead(self, own: Strand[Any]) -> None:
         """Run passes until the own strand has brought something, or another should lead."""
+        taken: Taken = []
         try:
             while not own.ready:
-                self._pass(own)
+                self._pass(own, taken)
                 if self._better_leader(own) is not None:
                     break
         finally:
             with self._state:
+                self._settle(taken)  # again, where an interrupt cut the first time short
                 self._hand_on(own)
 
-    def _pass(self, own: Strand[Any]) -> None:
-        batch = self._take(own)
-        left = deque(batch)
+    def _pass(self, own: Strand[Any], taken: Taken) -> None:
+        """Run one pass; `taken` holds its strands until they are settled."""
+        advanced = 0
         try:
-            fed = deque(self._run_pass([feed for _, part in batch for feed in part]))
-            while left:
-                strand, part = left[0]
+            self._take(own, taken)
+            fed = deque(self._run_pass([feed for _, part in taken for feed in part]))
+            for strand, part in taken:
                 strand.advance([fed.popleft() for _ in part])
-                left.popleft()
+                advanced += 1
         except BaseException as error:
-            for strand, _ in left:  # what they have read of the pass, nobody knows
+            for strand, _ in taken[advanced:]:  # what they have read of the pass, nobody knows
                 strand.fail(error)
+            if advanced == len(taken):  # nobody is left to be told
+                raise
         finally:
-            self._settle([strand for strand, _ in batch])
+            self._settle(taken)
 
-    def _take(self, own: Strand[Any]) -> list[tuple[Strand[Any], Sequence[Feed]]]:
-        """Choose the strands of the next pass, with what each reads in it."""
-        batch: list[tuple[Strand[Any], Sequence[Feed]]] = []
+    def _take(self, own: Strand[Any], taken: Taken) -> None:
+        """Choose the strands of the next pass, with what each reads in it.
+
+        An interrupt may come between any two lines: a strand is noted before it is marked.
+        """
         with self._state:
+            self._leading = threading.get_ident()
             room = self._pass_tokens if len(self._strands) > 1 else self._alone_tokens
             queue = [strand for strand in tuple(self._queue) if self._serves(own, strand)]
             for strand in sorted(queue, key=lambda strand: _tokens(strand) > _FEW_TOKENS):
                 request = strand.request
                 part = request.within(room, strand is queue[0]) if request else ()
                 if part and not strand.cancelled:
+                    taken.append((strand, part))
                     strand.in_pass = True
                     room -= sum(len(feed.ids) for feed in part)
-                    batch.append((strand, part))
                     self._queue.pop(strand, None)
-            self._leading = threading.get_ident()
             self.passes += 1
-            self.feeds += sum(len(part) for _, part in batch)
-        return batch
+            self.feeds += sum(len(part) for _, part in taken)
 
-    def _settle(self, strands: Sequence[Strand[Any]]) -> None:
-        """A pass is over: queue its strands again, and wake owners who have something to fetch."""
+    def _settle(self, taken: Taken) -> None:
+        """A pass is over: queue its strands again, and wake owners who have something to fetch.
+
+        Doing it twice does no harm.
+        """
         with self._state:
-            self._leading = None
-            for strand in strands:
+            for strand, _ in taken:
                 strand.in_pass = False
+            self._leading = None
+            for strand, _ in taken:
                 self._enqueue(strand)
                 if strand.ready:
                     strand.wake.set()
+            taken.clear()
             self._state.notify_all()
 
     def _enqueue(self, strand: Strand[Any]) -> None:
@@ -180,7 +200,10 @@ class Scheduler:
         """Let a thread lead that waits for its strand, if there is one."""
         main = threading.main_thread()
         others = [s for s in tuple(self._waiting) if not s.ready and s is not own]
-        others.sort(key=lambda strand: self._waiting.get(strand) is main)
+        mains = {s.inference for s in others if self._waiting.get(s) is main}
+        if any(s.inference in mains and self._waiting.get(s) is not main for s in others):
+            # somebody else can serve the main thread's strand together with its own
+            others.sort(key=lambda strand: self._waiting.get(strand) is main)
         self._leader = self._better_leader(own) or next(iter(others), None)
         if self._leader is not None:
             self._leader.wake.set()

@@ -143,7 +143,8 @@ class Session:
             commit: False answers from memory and stores nothing, neither turn nor reply.
             sampling: how to decode; default greedy.
             logits_processor, stopping_criteria: transformers' own lists, to steer and end the reply;
-                they see the local window's and the reply's ids.
+                they see the local window's and the reply's ids. They run in the middle of a pass,
+                so they cannot use the engine themselves: that raises `SessionError`.
             options: fields of `Sampling` by name (``max_new_tokens=64``, ``temperature=0.7`` ...).
 
         Raises:

@@ -224,8 +224,9 @@ class SessionPool:
 
     def _next_victim(self) -> tuple[str, _Resident] | None:
         with self._state:
-            device = sum(each.bytes_device for each in self._residents.values())
-            host = sum(each.bytes_host for each in self._residents.values())
+            stay = [each for each in self._residents.values() if each.leases or not each.moving]
+            device = sum(each.bytes_device for each in stay)
+            host = sum(each.bytes_host for each in stay)
             over = _above(device, self._device_bytes) or _above(host, self._host_bytes)
             for id, resident in self._residents.items():
                 if resident.leases or resident.moving:

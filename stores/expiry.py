@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager
 
-from longmem.errors import ConfigError, LongMemError
+from longmem.errors import ConfigError
 from longmem.stores.database import Database
 from longmem.stores.quota import check_limit
 
@@ -86,7 +86,7 @@ class Sweeper:
         try:
             sweep()
             self._failing = False
-        except LongMemError as error:
+        except Exception as error:  # whatever it is, the next sweep may get through
             if not self._failing:
                 _LOG.error("expired sessions could not be deleted, trying again later: %s", error)
             self._failing = True

@@ -141,7 +141,8 @@ class SQLiteHandle(ClaimedSession):
         """Release the claim. Closing twice is fine. A merge that is under way breaks off."""
         self._leaving = True
         with self._merging:
-            self._on_close(self)
+            pass  # a merge under way has broken off; `_leaving` lets no other begin
+        self._on_close(self)  # takes the store's lock, which comes before `_merging`
 
     def release(self) -> Claim | None:
         """Give up what the handle holds; None if it holds nothing."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from longmem.errors import CorruptDataError
 from longmem.memory.blocks import BlockTable, with_neighbours
 from longmem.memory.index import SUB_BLOCK, BlockIndex
 from longmem.memory.lookups import PassLookups
 from longmem.memory.spec import LayerSpec
+from longmem.memory.stored import Stored
 from longmem.retrieval import get_scorer
 
 HEADS, KV_HEADS, DIM, N_REPR = 4, 2, 8, 4
@@ -200,3 +202,28 @@ def test_neighbours_of_the_best_blocks_come_first_and_none_twice():
     assert with_neighbours([7, 8], 2, 0, 10) == [7, 8, 6, 9]
     assert with_neighbours([9, 5], 4, 5, 10) == [9, 5, 8, 6]
     assert with_neighbours([1, 0], 4, 0, 2) == [1, 0]
+
+
+class Unreadable:
+    """A source of rows that fails whoever reads one."""
+
+    def read_blocks(self, name, ranges):
+        raise AssertionError(f"{name} was read")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    "damage", ["a block too many", "a block too few", "a row too many", "a row too few"]
+)
+def test_a_stored_index_that_is_not_the_sessions_is_refused_before_rows_are_read(damage, lazy):
+    rows, counts = filled("tokens", random_blocks(12)).export(0)
+    if damage.startswith("a block"):
+        counts = torch.cat((counts, counts[-1:])) if damage.endswith("many") else counts[:-1]
+    else:
+        rows = torch.cat((rows, rows[-1:])) if damage.endswith("many") else rows[:-1]
+    tensors = {"counts.0": counts, "representatives.0": rows}
+    lengths = {name: len(tensor) for name, tensor in tensors.items()}
+    if lazy:
+        del tensors["representatives.0"]
+    with pytest.raises(CorruptDataError, match="rebuild=True"):
+        new_index().restore(Stored(tensors, lengths, Unreadable()), 12, 0)

@@ -16,6 +16,7 @@ from longmem import (
     CorruptDataError,
     Engine,
     FingerprintMismatchError,
+    SessionError,
     SessionInUseError,
     StoreLockedError,
 )
@@ -269,4 +270,38 @@ def test_an_interrupt_after_the_commit_became_durable_keeps_the_exchange(engine,
         expected = probe_logits(engine, session)
         session.close()
         with engine.session("a", store=store) as again:
+            assert torch.equal(probe_logits(engine, again), expected)
+
+
+def test_a_commit_interrupted_while_memory_takes_note_of_it_is_resumed_as_it_was(
+    engine, monkeypatch
+):
+    parts = [chatter(4, seed=seed) for seed in (0, 4, 8)]
+    with engine.session("straight") as straight:
+        for part in parts:
+            straight.add(part)
+        expected = probe_logits(engine, straight)
+    with InMemoryStore() as store, engine.session("a", store=store) as session:
+        session.add(parts[0])
+        commits = {layer: layer.commit for layer in session._conversation.memory.full_layers}
+        taken = []
+
+        def commit(layer):
+            if len(taken) == 1:
+                raise KeyboardInterrupt
+            taken.append(layer)
+            commits[layer]()
+
+        with monkeypatch.context() as patch:
+            for layer in commits:
+                patch.setattr(layer, "commit", lambda layer=layer: commit(layer))
+            with pytest.raises(KeyboardInterrupt):
+                session.add(parts[1])
+        assert session.stats().turns == 16
+        with pytest.raises(SessionError, match="open it again"):
+            session.add(parts[2])
+        session.close()
+        with engine.session("a", store=store) as again:
+            assert again.stats().turns == 16
+            again.add(parts[2])
             assert torch.equal(probe_logits(engine, again), expected)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import torch
 from conftest import SMALL, chatter
 
-from longmem import ConfigError, CorruptDataError, Engine, SessionError
+from longmem import ConfigError, CorruptDataError, Engine, SessionError, scheduler
 from longmem.feeding import Fed, Feed, Segment, Together, Unread
 from longmem.memory import ReadSpan, SessionMemory
 from longmem.scheduler import Scheduler
@@ -25,7 +27,7 @@ from longmem.strand import Strand, StrandCancelled
 REPLY = {"max_new_tokens": 10, "eos_token_id": ()}
 
 
-def in_threads(works: Sequence[Callable[[], Any]]) -> list[Any]:
+def in_threads(works: Sequence[Callable[[], Any]], within: float = 120) -> list[Any]:
     """What each call gives, all of them at once; an exception instead of a result is one, too."""
     results: list[Any] = [None] * len(works)
 
@@ -35,11 +37,11 @@ def in_threads(works: Sequence[Callable[[], Any]]) -> list[Any]:
         except BaseException as error:
             results[i] = error
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(works))]
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(works))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(within)
     assert not any(thread.is_alive() for thread in threads)
     return results
 
@@ -257,6 +259,35 @@ def test_a_steering_that_fails_fails_its_own_reply(engine: Engine) -> None:
     assert isinstance(failed, ArithmeticError) and text == exchange(engine, 1)
 
 
+def test_a_criterion_that_uses_its_own_engine_fails_its_own_reply(engine: Engine) -> None:
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Judge(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
+        def __init__(self, catches: bool) -> None:
+            self.catches, self.caught = catches, 0
+
+        def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+            try:
+                exchange(engine, 2)
+            except SessionError:
+                if not self.catches:
+                    raise
+                self.caught += 1
+            return torch.tensor([False])
+
+    alone = [exchange(engine, i) for i in range(3)]
+    strict, lenient = Judge(False), Judge(True)
+    works = [
+        lambda: exchange(engine, 0, stopping_criteria=StoppingCriteriaList([strict])),
+        lambda: exchange(engine, 0, stopping_criteria=StoppingCriteriaList([lenient])),
+    ]
+    (failed,) = in_threads(works[:1], within=20)
+    assert isinstance(failed, SessionError) and "one of its own passes" in str(failed)
+    assert in_threads([works[1], lambda: exchange(engine, 1)], within=20) == alone[:2]
+    assert lenient.caught > 0 and engine.scheduler.active == 0
+    assert exchange(engine, 2) == alone[2]
+
+
 def test_inference_mode_in_one_thread_is_no_matter_to_the_others(engine: Engine) -> None:
     def inferring() -> str:
         with torch.inference_mode():
@@ -373,6 +404,99 @@ def test_an_owner_that_is_interrupted_while_it_waits_hands_the_lead_on(
             list(toy.scheduler.run(waiting))
     assert toy.scheduler._leader is None and toy.scheduler.active == 0
     assert list(toy.scheduler.run(toy.strand(2, whole=False))) == [0, 1]
+
+
+def interrupted_at(k: int, work: Callable[[], Any]) -> tuple[bool, bool]:
+    """Run it with a KeyboardInterrupt at the k-th line of the scheduler: did it come, was it told?"""
+    lines, before = 0, sys.gettrace()
+
+    def at_line(frame: Any, event: str, _: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        if event == "line" and lines == k:
+            sys.settrace(before)
+            raise KeyboardInterrupt
+        return at_line
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        return at_line if frame.f_code.co_filename == scheduler.__file__ else None
+
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True, True
+    finally:
+        sys.settrace(before)
+    return lines >= k, False
+
+
+def test_an_interrupt_at_any_line_leaves_a_scheduler_that_goes_on() -> None:
+    def one(k: int) -> bool:
+        toy = Toy(budget=30)
+        strand = toy.strand(2, whole=False)
+        came, told = interrupted_at(k, lambda: list(toy.scheduler.run(strand)))
+        assert came == told, f"the interrupt at line {k} was lost"
+        assert not strand.in_pass and toy.scheduler._leading is None, f"line {k}"
+        assert toy.scheduler._leader is None, f"line {k}"
+        assert list(toy.scheduler.run(toy.strand(2, whole=False))) == [0, 1], f"line {k}"
+        return came
+
+    k = 1
+    while True:
+        (came,) = in_threads([lambda k=k: one(k)], within=10)
+        if isinstance(came, BaseException):
+            raise came
+        if not came:
+            break
+        k += 1
+    assert k > 100
+
+
+def test_the_main_thread_is_served_among_workers_of_another_inference_mode() -> None:
+    toy = Toy(budget=30)
+    run_pass = toy.run_pass
+    started, served, behind = threading.Barrier(4), threading.Event(), []
+
+    def slow(feeds: Sequence[Feed]) -> list[Any]:
+        time.sleep(0.001)
+        return run_pass(feeds)
+
+    toy.scheduler._run_pass = slow
+
+    def work() -> None:
+        with torch.inference_mode():
+            started.wait()
+            for _ in range(200):
+                if served.is_set():
+                    return
+                list(toy.scheduler.run(toy.strand(8)))
+            behind.append(1)
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    started.wait()
+    assert list(toy.scheduler.run(toy.strand(5))) == []
+    served.set()
+    for worker in workers:
+        worker.join(20)
+    assert not behind, "the main thread was served when the others had nothing left to do"
+
+
+def test_the_lead_goes_to_the_main_thread_where_no_other_can_serve_its_strand() -> None:
+    toy = Toy(budget=30)
+    mine, worker = toy.strand(1), threading.Thread()
+    with torch.inference_mode():
+        own, other = toy.strand(1), toy.strand(1)
+    toy.scheduler._waiting = {mine: threading.main_thread(), other: worker}
+    for strand, leader in [(own, mine), (mine, other)]:
+        in_threads([lambda s=strand: toy.scheduler._hand_on(s)])
+        assert toy.scheduler._leader is leader
+    same = toy.strand(1)
+    toy.scheduler._waiting = {mine: threading.main_thread(), same: worker}
+    in_threads([lambda: toy.scheduler._hand_on(toy.strand(1))])
+    assert toy.scheduler._leader is same
 
 
 def test_a_pass_that_fails_as_a_whole_fails_the_strands_in_it_and_no_other() -> None:

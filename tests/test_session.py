@@ -22,6 +22,8 @@ from longmem import (
     SessionNotFoundError,
     TurnTooLargeError,
 )
+from longmem.ledger import Draft
+from longmem.memory import ReadSpan
 from longmem.stores import InMemoryStore, SQLiteStore
 
 
@@ -171,6 +173,49 @@ def test_stopping_commits_what_was_said(engine, store):
                 stream.stop()
         assert stream.reply.finish_reason == "stopped"
         assert stream.reply.text == "".join(said) == session.turns()[1].text
+
+
+def test_stopping_when_only_the_turns_end_is_left_to_read_still_reads_it(engine, store):
+    with engine.session("b") as straight:
+        straight.ask("My name is Ann.", max_new_tokens=4)
+        expected = straight.ask("And what is my name?", max_new_tokens=8).text
+    with engine.session("a", store=store) as session:
+        stream = session.stream("My name is Ann.", max_new_tokens=4)
+        while stream._strand is None or stream._strand.request.tokens == 1:
+            assert stream.next_piece() is not None
+        stream.stop()
+        assert session._conversation.memory.n_tokens == session.stats().tokens
+        assert session.ask("And what is my name?", max_new_tokens=8).text == expected
+
+
+def test_turns_that_were_not_read_as_they_are_cannot_be_committed(engine, store):
+    with engine.session("a", store=store) as session:
+        session.add("user", "Hello.")
+        before, tokens = frozen(session), session.stats().tokens
+        with (
+            pytest.raises(SessionError, match="nothing was committed"),
+            session._conversation.transaction() as transaction,
+        ):
+            transaction.commit([Draft("assistant", "Hi.", [5, 6, 7], [ReadSpan(3, 3)])])
+        assert session.stats().turns == 1 and session.stats().tokens == tokens
+        assert same(before, frozen(session))
+        session.add("assistant", "Hi.")
+
+
+def test_cancelling_a_reply_just_as_it_starts_is_not_lost(engine):
+    with engine.session("a") as session:
+        stream = session.stream("Tell me of the lake.", max_new_tokens=4)
+
+        class SetBehindTheLook(threading.Event):
+            def is_set(self):
+                answer = super().is_set()
+                if stream._strand is not None and not answer:
+                    stream.give_up()
+                return answer
+
+        stream._cancelling = SetBehindTheLook()
+        assert stream.next_piece() is None
+        assert session.stats().turns == 0
 
 
 def test_a_reply_can_be_cancelled_from_another_thread(engine):
@@ -447,6 +492,28 @@ def test_closing_a_session_cancels_its_reply(engine, store):
     assert stream.next_piece() is None
     with pytest.raises(SessionError, match="cancelled"):
         _ = stream.reply
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_closing_a_session_while_it_reads_says_so_and_lets_its_memory_go(engine, store, turns):
+    session = engine.session("a", store=store)
+    session.add(chatter(4)[:turns])
+    conversation = session._conversation
+
+    def close(done, total):
+        if not session._closed:
+            closing = threading.Thread(target=session.close)
+            closing.start()
+            closing.join(60)
+
+    with pytest.raises(SessionClosedError, match="was closed while it read"):
+        session.add("user", "The quick brown fox. " * 40, progress=close)
+    assert session._closed and conversation.memory is None
+    assert conversation.ledger.n_turns == turns
+    if store is not None:
+        with engine.session("a", store=store) as again:
+            assert again.stats().turns == turns
+            again.ask("Well?", max_new_tokens=2)
 
 
 def test_a_session_that_cannot_be_undone_says_so_and_can_be_opened_again(engine, monkeypatch):

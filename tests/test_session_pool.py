@@ -19,6 +19,7 @@ from longmem import (
     SessionNotFoundError,
     SessionPool,
 )
+from longmem.parking import Parker
 from longmem.stores import InMemoryStore, SQLiteStore
 
 REPLY = {"max_new_tokens": 4, "eos_token_id": ()}
@@ -200,3 +201,26 @@ def test_budgets_that_cannot_work_are_refused(engine: Engine) -> None:
         least = sum(spec.bytes_per_token for spec in wide.info.layers) * 400
         with pytest.raises(ConfigError, match="holds no session"):
             SessionPool(wide, store, device_bytes=least - 1)
+
+
+def test_a_sweep_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+
+    class Pool:
+        tries = 0
+
+        def sweep(self) -> int:
+            self.tries += 1
+            raise OSError("the disk is gone")
+
+        def left(self) -> int:
+            return 1
+
+    pool = Pool()
+    parker = Parker(pool.sweep, pool.left, 0.01)
+    parker.start()
+    until = time.monotonic() + 10
+    while pool.tries < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    parker.stop()
+    assert pool.tries >= 3

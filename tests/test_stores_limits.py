@@ -401,14 +401,18 @@ def test_a_thread_sweeps_until_the_store_is_closed(path: Path) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("error", [StoreError, OSError])
 def test_a_sweep_that_fails_is_logged_once(
-    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: type[Exception],
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     calls: list[str] = []
 
     def refuse(self: SQLiteStore, session_id: str) -> None:
         calls.append(session_id)
-        raise StoreError("the disk refuses")
+        raise error("the disk refuses")
 
     with SQLiteStore(path) as store:
         expiring(store, "old")

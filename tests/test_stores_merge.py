@@ -462,3 +462,15 @@ def test_a_store_may_be_told_never_to_merge(path: Path) -> None:
         fill(handle, 5)
         assert not handle.merge(60)
         assert files(path) == 5
+
+
+def test_a_session_and_its_store_can_close_at_the_same_time(store: SQLiteStore) -> None:
+    handle = store.create(sample_info())
+    closing = threading.Thread(target=handle.close, daemon=True)
+    with store._guard:  # the store is closing: it holds its lock while it asks its handles to close
+        closing.start()
+        time.sleep(0.05)
+        assert handle._merging.acquire(timeout=5), "the closing session waits with its lock held"
+        handle._merging.release()
+    closing.join(5)
+    assert not closing.is_alive()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longmem.errors import CorruptDataError
 from longmem.memory.shelves import Grid, Shelves
 from longmem.memory.spec import LayerSpec
 from longmem.memory.stored import Stored
@@ -174,6 +175,13 @@ class BlockIndex:
         i = self.spec.index
         counts = stored.part(f"counts.{i}", 0, blocks)
         starts = torch.cat((counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)))
+        found = stored.length(f"counts.{i}"), stored.length(f"representatives.{i}")
+        if found != (blocks, int(starts[-1])):
+            raise CorruptDataError(
+                f"layer {i}: the session has {blocks:,} blocks with {int(starts[-1]):,} "
+                f"representatives, but {found[0]:,} with {found[1]:,} are stored; open it with "
+                "rebuild=True"
+            )
         self.first, held = first, 0
         if self.shelves is not None:
             self.shelves.load(stored, blocks)

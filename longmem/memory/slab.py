@@ -20,7 +20,7 @@ class DeviceSlab:
     The block goes whose uses weigh least, a use that lies h others back 2^(-h / half_life). By recency
     alone every block that closes would push a looked-up one out: on the look-ups of a conversation of
     20,000 tokens with 16, 64 and 256 slots of 1,062 blocks 0.62, 0.91 and 0.985 of the blocks were
-    found, and 0.75, 0.93 and 0.986 by weight.
+    found, and 0.75, 0.93 and 0.986 by weight (the half-life was chosen on these look-ups).
 
     Args:
         spec: the layer.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 PEAK = 2.5
 """Standard deviations above the mean at which the largest of 64 to 128 normal values is expected (2.4 to
-2.6). Ranking groups by their mean, mass or channel-wise bounds (Quest) finds less of the evidence."""
+2.6). Ranked by their mean, mass or channel-wise bounds (Quest), groups agree less with the full scan."""
 
 
 def summarise(rows: Tensor, present: Tensor) -> Tensor:
