@@ -96,15 +96,19 @@ class MemoryConfig(Settings):
     """What a refresh attends to: the `topk` best blocks, or all (full attention; Recycled Attention)."""
     lookup_span: PositiveInt = 512
     """Most tokens read under one look-up, in tokens (stored with each turn)."""
-    two_level_above: Annotated[int, Field(ge=0)] | None = 10_000
+    two_level_above: Annotated[int, Field(ge=0)] | None = 5000
     """Blocks to choose from above which look-ups read groups of representatives first; None: never. Of the
-    scorers "soft_vote" can."""
-    two_level_shelf: Annotated[int, Field(ge=1, le=32_767)] = 4096
-    """Consecutive blocks whose representatives are grouped together, once."""
+    scorers "soft_vote" can. On the questions of docs/performance.md nothing is lost from there on."""
+    two_level_shelf: Annotated[int, Field(ge=1, le=4095)] = 1024
+    """Consecutive blocks whose representatives are grouped together, once; eight such shelves are merged
+    into one later."""
     two_level_group: PositiveInt = 64
     """Representatives per group, in rows. After a change sessions are grouped anew when they are opened."""
     two_level_probe: PositiveInt = 128
     """Groups per KV head whose representatives a two-level look-up reads."""
+    two_level_probe_reading: PositiveInt = 16
+    """As two_level_probe, for look-ups of spans of several tokens, which are read, not decoded: what a
+    reply needs is found by the look-ups of its own steps."""
     lookup_layers: Literal["all"] | tuple[int, ...] = "all"
     """Layers that look blocks up (stored). The others attend to the blocks chosen by the nearest such layer
     below them, those below the first to none."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from longmem.errors import CorruptDataError
-from longmem.memory.shelves import Grid, Shelves
+from longmem.memory.shelf_plan import Grid
+from longmem.memory.shelves import Shelves
 from longmem.memory.spec import LayerSpec
 from longmem.memory.stored import Stored
 from longmem.retrieval import Form, IndexRows
@@ -30,9 +31,9 @@ class BlockIndex:
 
     Blocks keep their numbers when older ones are dropped: `first` is the oldest candidate.
 
-    With a grid every `Grid.shelf` blocks are also grouped (`Shelves`), and above `Grid.above`
-    candidates look-ups go through those groups: then only the rows of blocks on no full shelf are
-    held here, once the others are committed.
+    With a grid the rows of older blocks are also grouped (`Shelves`), and above `Grid.above`
+    candidates look-ups go through those groups: then only the rows of blocks on no shelf that serves
+    are held here, once the others are committed.
 
     Args:
         spec: the layer.
@@ -54,6 +55,7 @@ class BlockIndex:
         self._starts = torch.zeros(_FIRST_ROWS, dtype=torch.int64)  # first row of each held block
         self._n = 0  # blocks held; _starts[_n] is the end of the last one
         self._keys = self._allocate(_FIRST_ROWS)
+        self.grid = grid
         self.shelves = Shelves(spec, grid) if grid else None
         """Groups of the rows of full shelves; None where every look-up reads all rows."""
         self.max_bytes: int | None = None
@@ -71,7 +73,7 @@ class BlockIndex:
 
     @property
     def loose(self) -> int:
-        """Oldest of the blocks of which look-ups score every row: all candidates, or those on no full
+        """Oldest of the blocks of which look-ups score every row: all candidates, or those on no
         shelf."""
         if self.shelves is not None and self.grouped:
             return max(self.first, self.shelves.stop)
@@ -80,7 +82,7 @@ class BlockIndex:
     @property
     def width(self) -> int:
         """Values that a query brings before votes are counted: one per block, or two per group and
-        one per block on no full shelf."""
+        one per block on no shelf."""
         groups = 0
         if self.shelves is not None and self.grouped:
             groups = self.shelves.candidates(self.first)[2].shape[0]
@@ -110,7 +112,8 @@ class BlockIndex:
         self._keys[:, start : start + n] = rows
         self._n += 1
         self._starts[self._n] = start + n
-        self._fill_shelves()
+        if self.shelves is not None:
+            self.shelves.grow(len(self), self._rows)
 
     def truncate(self, n: int) -> None:
         """Forget the blocks from `n` on."""
@@ -118,7 +121,7 @@ class BlockIndex:
         self._n = min(self._n, n - self._held)
         self.first = min(self.first, n)
         if self.shelves is not None:
-            self.shelves.truncate(n // self.shelves.grid.shelf)
+            self.shelves.truncate(n)
 
     def drop_front(self, first: int) -> None:
         """Let look-ups choose among blocks ``first .. len - 1``. May go back to a lower `first` than
@@ -144,9 +147,8 @@ class BlockIndex:
             self._n -= gone
             self._oldest = max(self._oldest, min(first, self._held))
         if self.shelves is not None:
-            self.shelves.release(min(first, self._held))
             self._limit(self.shelves)
-            self.shelves.commit()
+            self.shelves.release(min(first, self._held))
 
     def export(self, since: int) -> tuple[Tensor, Tensor]:
         """Blocks from `since` on: rows ``[M', H_kv, D']`` and their number per block ``[N']`` int32."""
@@ -189,7 +191,8 @@ class BlockIndex:
         keys = stored.part(f"representatives.{i}", int(starts[held]), int(starts[-1]))
         self.load(keys, counts[held:], held)
         self.first, self._oldest = first, 0
-        self._fill_shelves()
+        if self.shelves is not None:
+            self.shelves.catch_up(blocks, self._rows)
 
     @property
     def _end(self) -> int:
@@ -202,14 +205,6 @@ class BlockIndex:
     def _rows(self, first: int, stop: int) -> IndexRows:
         starts = self._starts[first - self._held : stop - self._held + 1]
         return IndexRows(self._keys[:, int(starts[0]) : int(starts[-1])], starts, self.spec.scaling)
-
-    def _fill_shelves(self) -> None:
-        """Group the rows of shelves that are full."""
-        if self.shelves is None:
-            return
-        while self.shelves.stop + self.shelves.grid.shelf <= len(self):
-            rows = self._rows(self.shelves.stop, self.shelves.stop + self.shelves.grid.shelf)
-            self.shelves.add(rows.keys, rows.starts.diff())
 
     def _limit(self, shelves: Shelves) -> None:
         """How many pages may be in memory: what max_bytes leaves, at least those of one look-up; none

@@ -11,7 +11,7 @@ from longmem.memory.blocks import with_neighbours
 from longmem.memory.index import BlockIndex
 from longmem.memory.lookups import PassLookups
 from longmem.memory.reading import ReadSpan
-from longmem.memory.shelves import Grid
+from longmem.memory.shelf_plan import Grid
 from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
 from longmem.memory.stored import Stored
@@ -75,8 +75,8 @@ class Lookup:
             self.index.shelves.attach(source)
 
     def export(self, since: int) -> dict[str, Tensor]:
-        """What a commit stores, tensors by name: the blocks from `since` on, and groups of shelves that
-        filled since the last `release`."""
+        """What a commit stores, tensors by name: the blocks from `since` on, and shelves that are not yet
+        stored."""
         i = self.index.spec.index
         keys, counts = self.index.export(since)
         tensors = {f"representatives.{i}": keys.cpu(), f"counts.{i}": counts}
@@ -159,4 +159,11 @@ def _grid(scorer: BlockScorer, config: MemoryConfig) -> Grid | None:
         return None
     if config.max_blocks is not None and config.max_blocks <= above:
         return None
-    return Grid(above, config.two_level_shelf, config.two_level_group, config.two_level_probe)
+    return Grid(
+        above,
+        config.two_level_shelf,
+        config.two_level_group,
+        config.two_level_probe,
+        config.two_level_probe_reading,
+        levels=2 if config.max_blocks is None else 1,  # dropped shelves could not be merged
+    )

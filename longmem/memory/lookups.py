@@ -48,6 +48,7 @@ class PassLookups:
         self._tile_bytes = tile_bytes
         self._two_level = GroupLookups(scorer, index)
         self._alone: Tensor | None = None  # the query of a pass with one span: nothing to share
+        self._long: list[bool] = []  # spans of several tokens
         self._rows: list[Tensor | None] = []  # [H_kv, R, D'] of spans that are in no group yet
         self._slices: dict[int, slice] = {}  # where the group's spans lie in _group
         self._group = torch.empty(0)  # [H_kv, R, D'], rows of all spans of the group
@@ -61,6 +62,7 @@ class PassLookups:
             queries: per span the far queries ``[H, T, D]`` of its voters; None where it has none.
         """
         self.end()
+        self._long = [q is not None and q.shape[1] > 1 for q in queries]
         if len(queries) == 1:
             self._alone = queries[0]
             return
@@ -74,14 +76,14 @@ class PassLookups:
         drop old blocks.
         """
         if self._alone is not None:
-            return self._score_alone(self._alone)
+            return self._score_alone(self._alone, self._probe(i))
         if i not in self._slices:
             self._begin_group(i)
         self._fold_new_blocks()
         own, dropped = self._slices[i], self._index.loose - self._first
         folded = torch.cat([part[:, own] for part in self._folded], dim=2)[..., dropped:]
         if self._index.grouped:
-            scores = self._two_level.scores(self._group, own, folded)
+            scores = self._two_level.scores(self._group, own, folded, self._probe(i))
         else:
             scores = self._scorer.tally(folded)
         if i == len(self._rows) - 1:
@@ -95,7 +97,14 @@ class PassLookups:
         self._group = torch.empty(0)
         self._two_level.end()
 
-    def _score_alone(self, q: Tensor) -> Tensor:
+    def _probe(self, i: int) -> int:
+        """Groups per KV head that span i reads."""
+        grid = self._index.grid
+        if grid is None:
+            return 0
+        return grid.probe_reading if self._long[i] else grid.probe
+
+    def _score_alone(self, q: Tensor, probe: int) -> Tensor:
         """`scores` of a pass with one span."""
         index, scorer = self._index, self._scorer
         if not index.grouped:
@@ -104,7 +113,7 @@ class PassLookups:
         rows = scorer.rows(q, index.spec.kv_heads) * index.spec.scaling
         logits = (rows @ loose.keys.mT).float()
         folded = scorer.fold(logits, loose) if loose.n_blocks else logits
-        return self._two_level.scores(rows, slice(None), folded)
+        return self._two_level.scores(rows, slice(0, rows.shape[1]), folded, probe)
 
     def _begin_group(self, i: int) -> None:
         """Take span i and as many after it as the budget allows."""

@@ -56,16 +56,17 @@ class GroupPages:
         per_slot = self.page_bytes + self._page_of.element_size() + self._used.element_size()
         return (room - self._slot_of.nbytes) // per_slot
 
-    def put(self, rows: Tensor) -> None:
-        """Add pages ``[n, g, D']``."""
-        first = len(self)
-        self._slot_of = torch.cat((self._slot_of, self._slot_of.new_full((len(rows),), -1)))
+    def put(self, rows: Tensor) -> int:
+        """Add pages ``[n, g, D']``; gives the first one's number."""
+        first = self._add(len(rows))
         self._fill(torch.arange(first, len(self)), rows)
+        return first
 
-    def adopt(self, pages: int) -> None:
-        """There are so many pages more, all in the store alone."""
-        self._slot_of = torch.cat((self._slot_of, self._slot_of.new_full((pages,), -1)))
+    def adopt(self, pages: int) -> int:
+        """There are so many pages more, all in the store alone; gives the first one's number."""
+        first = self._add(pages)
         self._durable = len(self)
+        return first
 
     def read(self, pages: Tensor) -> Tensor:
         """Rows ``[n, g, D']`` of different pages, given by number ``[n]`` int64 on the CPU; they hold until
@@ -76,23 +77,48 @@ class GroupPages:
         """
         self._clock += 1
         slots = self._slot_of[pages]
-        held = slots >= 0
-        self._used[slots[held]] = self._clock
-        if not held.all():
-            missing = pages[~held].sort().values
+        absent = slots < 0
+        missing = pages[absent]
+        if len(missing):
+            self._used[slots[~absent]] = self._clock
+            missing = missing.sort().values
             self._fill(missing, self._fetched(missing))
             slots = self._slot_of[pages]
-        hits = int(held.sum())
-        self.hits += hits
-        self.misses += len(pages) - hits
+        else:
+            self._used[slots] = self._clock
+        self.hits += len(pages) - len(missing)
+        self.misses += len(missing)
         if len(self._out) < len(pages):  # kept: new memory would cost more than the copy
             self._out = self._slots.new_empty(len(pages), *self._slots.shape[1:])
         slots = slots.to(self._slots.device)
         return torch.index_select(self._slots, 0, slots, out=self._out[: len(pages)])
 
-    def since(self, page: int) -> Tensor:
+    def later(self, pages: Tensor) -> Callable[[], Tensor]:
+        """What gives the rows ``[n, g, D']`` of pages ``[n]`` in any thread, without counting as a
+        read, whatever becomes of their slots meanwhile.
+
+        Raises (when called):
+            CorruptDataError: as the store's.
+        """
+        slots, held, reader = self._slot_of[pages], self._slots, self.reader
+        if reader is None:  # they never leave, and slots that grow are others
+            return lambda: held[slots.to(held.device)]
+        own = pages >= self._durable
+        kept, stored = held[slots[own].to(held.device)], pages[~own]
+
+        def read() -> Tensor:
+            order = stored.sort().indices
+            rows = held.new_empty(len(pages), *held.shape[1:])
+            rows[own] = kept
+            if len(stored):
+                rows[(~own).nonzero()[order, 0]] = _fetched(reader, stored[order]).to(rows.device)
+            return rows
+
+        return read
+
+    def rows(self, page: int, n: int) -> Tensor:
         """Rows ``[n, g, D']`` of the pages from `page` on, none of them durable."""
-        return self._slots[self._slot_of[page:].to(self._slots.device)]
+        return self._slots[self._slot_of[page : page + n].to(self._slots.device)]
 
     def truncate(self, pages: int) -> None:
         """Forget the pages from `pages` on."""
@@ -100,25 +126,26 @@ class GroupPages:
         self._slot_of = self._slot_of[:pages].clone()
         self._durable = min(self._durable, pages)
 
-    def drop_front(self, pages: int) -> None:
-        """The first `pages` pages will not be read again."""
-        self._free(self._slot_of[:pages])
-        self._slot_of[:pages] = -1
+    def drop(self, page: int, n: int) -> None:
+        """The `n` pages from `page` on will not be read again."""
+        self._free(self._slot_of[page : page + n])
 
-    def commit(self) -> None:
-        """All pages are durable: those beyond the limit may leave memory."""
-        self._durable = len(self)
+    def commit(self, pages: int) -> None:
+        """The first `pages` pages are durable: those beyond the limit may leave memory."""
+        self._durable = pages
         if self.reader is not None and self.most is not None and len(self._page_of) > self.most:
             self._resize(self.most)
 
+    def _add(self, pages: int) -> int:
+        first = len(self)
+        self._slot_of = torch.cat((self._slot_of, self._slot_of.new_full((pages,), -1)))
+        return first
+
     def _fetched(self, pages: Tensor) -> Tensor:
-        """Pages ``[n]``, ascending, from the store; neighbours in one span."""
+        """Pages ``[n]``, ascending, from the store."""
         if self.reader is None:
             raise RuntimeError(f"pages {pages.tolist()} of the index are neither held nor stored")
-        breaks = (pages.diff() != 1).nonzero()[:, 0] + 1
-        runs = pages.tensor_split(breaks)
-        rows = self.reader([(int(run[0]), int(run[-1]) + 1) for run in runs])
-        return torch.cat(rows)
+        return _fetched(self.reader, pages)
 
     def _fill(self, pages: Tensor, rows: Tensor) -> None:
         slots = self._room(len(pages))
@@ -170,3 +197,9 @@ class GroupPages:
         self._slot_of[self._slot_of >= 0] = -1
         self._page_of[: len(kept)], self._used[: len(kept)] = pages, used
         self._slot_of[pages] = torch.arange(len(kept))
+
+
+def _fetched(reader: PageReader, pages: Tensor) -> Tensor:
+    """Pages ``[n]``, ascending, neighbours in one span."""
+    runs = pages.tensor_split((pages.diff() != 1).nonzero()[:, 0] + 1)
+    return torch.cat(reader([(int(run[0]), int(run[-1]) + 1) for run in runs]))

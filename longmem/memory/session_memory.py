@@ -53,7 +53,7 @@ class SessionMemory:
         journal: keep the K/V of new tokens until they are exported; off without a store.
     """
 
-    LAZY = ("codes.", "key_scales.", "value_scales.", "representatives.", "shelf_rows.")
+    LAZY = ("codes.", "key_scales.", "value_scales.", "representatives.", "shelf_")
     """Beginnings of the names of exported blocks that `restore` does not need: they are read by and
     by, from the store."""
 

@@ -1,54 +1,50 @@
-"""The rows of an index in shelves of consecutive blocks, each grouped once when it is full."""
+"""The rows of an index on shelves of consecutive blocks, each cut into groups of similar rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from longmem.errors import CorruptDataError
+from longmem.memory.forming import Forming
 from longmem.memory.pages import GroupPages
+from longmem.memory.serving import Held, Serving
+from longmem.memory.shelf import ABSENT, Shelf, form, joined
+from longmem.memory.shelf_plan import Grid, Place
+from longmem.memory.shelf_store import ShelfStore
 from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
 from longmem.memory.stored import Stored
-from longmem.retrieval import group_order, summarise
+from longmem.retrieval import IndexRows
 
-_ABSENT = -1
+RowsOf = Callable[[int, int], IndexRows]
+"""The rows of blocks first .. stop, as the index holds them."""
 
 
 @dataclass(frozen=True)
-class Grid:
-    """How look-ups go through groups; see `MemoryConfig`.
+class _Before:
+    """How things stood before there were `blocks` blocks."""
 
-    Args:
-        above: candidates above which they do.
-        shelf: blocks of a shelf.
-        group: rows of a group.
-        probe: groups per KV head that a look-up reads.
-    """
-
-    above: int
-    shelf: int
-    group: int
-    probe: int
+    blocks: int
+    serving: Serving
+    served: tuple[int, ...]
+    pages: int
 
 
 class Shelves:
-    """The full shelves of one layer, ``grid.shelf`` blocks each, counted from block 0.
+    """The shelves of one layer, counted from block 0.
 
-    A shelf's rows are cut per KV head into groups of ``grid.group`` similar rows, the last one
-    padded. Of every group a summary and the block of each row stay in memory; the rows themselves
-    are pages, which may lie in the store alone. Where a shelf ends depends on block numbers alone,
-    so that groups do not depend on passes, commits or rewinds.
-
-    Long shelves are worth their price: what matters is how similar the rows of a group are, which
-    grows with the rows there are to group. Groups of consecutive rows lose a fifth of the evidence
-    where these lose none, since neighbouring turns are about different things.
-
-    Groups of a shelf are numbered 0 .. G - 1 for all KV heads alike; page ``group * H_kv + head``.
+    A shelf's rows are cut per KV head into groups of ``grid.group`` similar rows. Of every group that
+    serves look-ups a summary and the block of each row stay in memory; the rows themselves are pages,
+    which may lie in the store alone. Small shelves are merged into large ones: what matters is how
+    similar the rows of a group are, which grows with the rows there are to group. (Groups of
+    consecutive rows lose a fifth of the evidence where groups of similar ones lose none, since
+    neighbouring turns are about different things.) Another thread forms them. Which shelves serve
+    depends on the number of blocks alone (`Grid`), so that choices do not depend on passes, commits
+    or rewinds.
 
     Args:
         spec: the layer.
@@ -57,25 +53,23 @@ class Shelves:
 
     def __init__(self, spec: LayerSpec, grid: Grid) -> None:
         self.grid = grid
-        self._heads, self._name = spec.kv_heads, f"{spec.index}.{grid.shelf}x{grid.group}"
+        self._heads = spec.kv_heads
         self.pages = GroupPages(grid.group, spec.dim, spec.dtype, spec.device)
-        self._ends = [0]  # groups up to and with each shelf
-        self._base = 0  # groups before this one were released
-        shape = (self._heads, 0)
-        self._summaries = torch.zeros(*shape, 2 * spec.dim, device=spec.device)
-        self._blocks = torch.zeros(*shape, grid.group, dtype=torch.int16, device=spec.device)
-        self._counts = torch.zeros(0, device=spec.device)  # rows per group
-        self._starts = torch.zeros(0, dtype=torch.int64, device=spec.device)  # block per group
-        self._exported = 0
-
-    def __len__(self) -> int:
-        """Full shelves, released ones included."""
-        return len(self._ends) - 1
+        self._store = ShelfStore(spec, grid)
+        self._serving = Serving.nothing(spec, grid.group)
+        self._served = [0] * grid.levels  # shelves of each level that serve or did
+        self._forming = Forming()
+        self._before: list[_Before] = []  # since the last commit, oldest first
 
     @property
     def stop(self) -> int:
-        """Blocks on full shelves."""
-        return len(self) * self.grid.shelf
+        """Blocks before this one are on shelves that serve."""
+        return max(n * self.grid.size(level) for level, n in enumerate(self._served))
+
+    @property
+    def serving(self) -> Serving:
+        """What look-ups go through now; another object after each change."""
+        return self._serving
 
     @property
     def bytes(self) -> int:
@@ -85,54 +79,56 @@ class Shelves:
     @property
     def resident_bytes(self) -> int:
         """Bytes of what never leaves memory: summaries, and which block a row is of."""
-        tables = (self._summaries, self._blocks, self._counts, self._starts)
-        return sum(table.untyped_storage().nbytes() for table in tables)
+        return self._serving.bytes
 
     def attach(self, source: BlockSource) -> None:
         """Read pages that are not in memory from `source`."""
-        self.pages.reader = partial(source.read_blocks, f"shelf_rows.{self._name}")
+        self.pages.reader = partial(self._store.read, source)
 
-    def add(self, rows: Tensor, counts: Tensor) -> None:
-        """Group the rows ``[H_kv, M, D]`` of the next shelf, of which each block has `counts`
-        ``[shelf]``."""
-        block = torch.repeat_interleave(torch.arange(len(counts)), counts).to(rows.device)
-        order, size = group_order(rows, self.grid.group), self.grid.group
-        spare = -rows.shape[1] % size
-        sorted_rows = torch.stack([head[own] for head, own in zip(rows, order, strict=True)])
-        padded = functional.pad(sorted_rows, (0, 0, 0, spare))
-        groups = padded.reshape(self._heads, -1, size, rows.shape[2])
-        blocks = functional.pad(block[order], (0, spare), value=_ABSENT)
-        blocks = blocks.reshape(self._heads, -1, size)
-        self.pages.put(groups.transpose(0, 1).flatten(0, 1))
-        self._append(summarise(groups, blocks != _ABSENT), blocks.short())
+    def grow(self, blocks: int, rows_of: RowsOf) -> None:
+        """There are `blocks` blocks now: begin to form the shelves that are full, and let those serve
+        that are due.
 
-    def truncate(self, shelves: int) -> None:
-        """Forget the shelves from `shelves` on."""
-        if shelves >= len(self):
-            return
-        groups = self._ends[shelves]
-        self.pages.truncate(groups * self._heads)
-        n = groups - self._base
-        self._keep(slice(0, n))
-        del self._ends[shelves + 1 :]
-        self._exported = min(self._exported, shelves)
+        Raises:
+            CorruptDataError: rows to merge were stored and cannot be read.
+        """
+        for level in range(self.grid.levels):
+            for number in range(self._served[level], self.grid.begun(level, blocks)):
+                place = Place(level, number)
+                if place not in self._forming:
+                    self._forming.start(place, self._work(place, rows_of))
+            if self._served[level] < self.grid.served(level, blocks):
+                place = Place(level, self._served[level])
+                self._serve(place, self._forming.take(place), blocks)
+
+    def truncate(self, blocks: int) -> None:
+        """Forget the blocks from `blocks` on."""
+        while self._before and self._before[-1].blocks > blocks:
+            before = self._before.pop()
+            self._serving, self._served = before.serving, list(before.served)
+            self.pages.truncate(before.pages)
+        self._store.truncate(self._served)
+        self._forming.keep(lambda place: place.number < self.grid.begun(place.level, blocks))
 
     def release(self, first: int) -> None:
-        """Blocks before `first` will never be candidates again: let go of shelves that hold no other,
-        once they are half of all."""
-        group = self._first_group(first)
-        self.pages.drop_front(group * self._heads)
-        gone = group - self._base
-        if 2 * gone > self._counts.shape[0]:
-            self._keep(slice(gone, None))
-            self._base = group
+        """What `export` gave is durable, and blocks before `first` will never be candidates again: let
+        go of shelves that hold no other, once they are half of all, and of those that were merged."""
+        durable = self._store.commit(len(self.pages), kept=self.pages.reader is not None)
+        held = set(self._serving.shelves)
+        for before in self._before:
+            self._drop(set(before.serving.shelves) - held)
+        self._before = []
+        gone = [shelf for shelf in self._serving.shelves if shelf.stop <= first]
+        self._drop(set(gone))
+        if 2 * sum(shelf.groups for shelf in gone) > len(self._serving.counts):
+            self._serving = self._serving.without(len(gone))
+        self.pages.commit(durable)
 
     def candidates(self, first: int) -> tuple[int, Tensor, Tensor]:
         """The groups of shelves that hold blocks from `first` on: the first group, their summaries
-        ``[H_kv, G, 2 D]`` and rows per group ``[G]``."""
-        group = self._first_group(first)
-        at = group - self._base
-        return group, self._summaries[:, at:], self._counts[at:]
+        ``[H_kv, 2 D, G]`` and rows per group ``[G]``."""
+        group = self._serving.groups_before(first)
+        return group, self._serving.summaries[..., group:], self._serving.counts[group:]
 
     def read(self, groups: Tensor) -> tuple[Tensor, Tensor]:
         """The rows ``[H_kv, p * g, D]`` of different groups ``[H_kv, p]`` of each KV head, and the
@@ -142,83 +138,71 @@ class Shelves:
             CorruptDataError: as the store's.
         """
         heads = torch.arange(self._heads, device=groups.device)[:, None]
-        pages = self.pages.read((groups * self._heads + heads).flatten().cpu())
-        at = groups - self._base
-        blocks = self._blocks[heads, at].long()
-        blocks = torch.where(blocks == _ABSENT, blocks, blocks + self._starts[at][..., None])
+        serving = self._serving
+        pages = self.pages.read((serving.pages[groups] + heads).flatten().cpu())
+        blocks = serving.blocks[heads, groups].long()
+        blocks = torch.where(blocks == ABSENT, blocks, blocks + serving.starts[groups][..., None])
         return pages.reshape(*blocks.flatten(1).shape, -1), blocks.flatten(1)
 
     def export(self) -> dict[str, Tensor]:
-        """The shelves that filled since the last `commit`, tensors by name."""
-        if self._exported == len(self):
-            return {}
-        at = self._ends[self._exported] - self._base
-        counts = torch.tensor(self._ends[self._exported :], dtype=torch.int32).diff()
-        tensors = {
-            "rows": self.pages.since(self._ends[self._exported] * self._heads),
-            "summaries": self._summaries[:, at:].transpose(0, 1),
-            "blocks": self._blocks[:, at:].transpose(0, 1),
-            "rows_per_group": self._counts[at:].int(),
-            "groups": counts,
-        }
-        return {f"shelf_{k}.{self._name}": t.contiguous().cpu() for k, t in tensors.items()}
-
-    def commit(self) -> None:
-        """What `export` gave is durable."""
-        self._exported = len(self)
-        self.pages.commit()
+        """The shelves that came to serve and are not yet stored, tensors by name."""
+        return self._store.export(self.pages)
 
     def load(self, stored: Stored, blocks: int) -> None:
-        """Hold the stored shelves of a session of `blocks` blocks, their rows in the store alone.
+        """Serve the stored shelves of a session of `blocks` blocks, their rows in the store alone;
+        `catch_up` forms those that are not stored.
 
         Raises:
             CorruptDataError: the stored tensors do not belong together.
         """
-        names = {
-            k: f"shelf_{k}.{self._name}"
-            for k in ("groups", "rows", "summaries", "blocks", "rows_per_group")
-        }
-        n = stored.length(names["groups"])
-        if not n:
-            return
-        ends = stored.part(names["groups"], 0, n).cumsum(0).tolist()
-        rows = {k: stored.length(name) for k, name in names.items() if k != "groups"}
-        total = ends[-1]
-        expected = dict.fromkeys(rows, total) | {"rows": total * self._heads}
-        if n * self.grid.shelf > blocks or rows != expected:
-            raise CorruptDataError(
-                f"the block index of layer {self._name.split('.')[0]} is stored incompletely: {n} shelves "
-                f"of {self.grid.shelf} blocks with {rows} rows, {expected} expected, of a session of "
-                f"{blocks} blocks; open it with rebuild=True"
-            )
-        part = {k: stored.part(name, 0, total) for k, name in names.items() if k != "rows"}
-        self._ends = [0, *ends]
-        device = self._summaries.device
-        self._summaries = part["summaries"].transpose(0, 1).contiguous().to(device)
-        self._blocks = part["blocks"].transpose(0, 1).contiguous().to(device)
-        self._counts = part["rows_per_group"].float().to(device)
-        self._starts = torch.repeat_interleave(
-            torch.arange(n) * self.grid.shelf, part["groups"].long()
-        ).to(device)
-        self.pages.adopt(total * self._heads)
-        self._exported = n
+        self._served = self._store.load(stored)
+        if any(n > self.grid.served(level, blocks) for level, n in enumerate(self._served)):
+            raise self._store.incomplete(f"{self._served} shelves, of {blocks} blocks")
+        for place in self.grid.serving(self._served):
+            shelf = self._store.stored(stored, place)
+            page = self.pages.adopt(shelf.groups * self._heads)
+            self._store.hold(place, page)
+            self._serving = self._serving.with_shelf(self._held(place, shelf, page), shelf)
 
-    def _first_group(self, block: int) -> int:
-        return self._ends[min(block // self.grid.shelf, len(self))]
+    def catch_up(self, blocks: int, rows_of: RowsOf) -> None:
+        """Form the shelves that a session of `blocks` blocks should have and that were not stored."""
+        for level in range(self.grid.levels):
+            for number in range(self._served[level], self.grid.served(level, blocks)):
+                place = Place(level, number)
+                self._serve(place, self._work(place, rows_of)(), blocks)
+        self.grow(blocks, rows_of)
 
-    def _append(self, summaries: Tensor, blocks: Tensor) -> None:
-        """One more shelf: ``[H_kv, G, 2 D]``, ``[H_kv, G, g]``."""
-        n = summaries.shape[1]
-        counts = (blocks[0] != _ABSENT).sum(1).float()
-        starts = self._starts.new_full((n,), self.stop)
-        self._summaries = torch.cat((self._summaries, summaries), dim=1)
-        self._blocks = torch.cat((self._blocks, blocks), dim=1)
-        self._counts = torch.cat((self._counts, counts))
-        self._starts = torch.cat((self._starts, starts))
-        self._ends.append(self._ends[-1] + n)
+    def _serve(self, place: Place, shelf: Shelf, blocks: int) -> None:
+        """Let a shelf serve, in place of those it was merged of, from `blocks` blocks on."""
+        before = _Before(blocks, self._serving, tuple(self._served), len(self.pages))
+        page = self.pages.put(shelf.rows)
+        self._serving = self._serving.with_shelf(self._held(place, shelf, page), shelf)
+        self._served[place.level] += 1
+        self._store.add(place, shelf, page)
+        self._before.append(before)
 
-    def _keep(self, groups: slice) -> None:
-        self._summaries = self._summaries[:, groups].clone()
-        self._blocks = self._blocks[:, groups].clone()
-        self._counts = self._counts[groups].clone()
-        self._starts = self._starts[groups].clone()
+    def _held(self, place: Place, shelf: Shelf, page: int) -> Held:
+        return Held(self.grid.first(place), self.grid.stop(place), shelf.groups, page)
+
+    def _drop(self, shelves: set[Held]) -> None:
+        for shelf in shelves:
+            self.pages.drop(shelf.page, shelf.groups * self._heads)
+
+    def _work(self, place: Place, rows_of: RowsOf) -> Callable[[], Shelf]:
+        """What forms a shelf, in any thread; what may change meanwhile is copied."""
+        if place.level:
+            return self._merging(place)
+        found, size = rows_of(self.grid.first(place), self.grid.stop(place)), self.grid.group
+        rows, counts = found.keys.clone(), found.starts.diff()
+        blocks = torch.repeat_interleave(torch.arange(len(counts)), counts).to(rows.device)
+        return lambda: form(rows, blocks.expand(self._heads, -1), size)
+
+    def _merging(self, place: Place) -> Callable[[], Shelf]:
+        """What forms a shelf of smaller ones, which serve."""
+        first, serving, size = self.grid.first(place), self._serving, self.grid.group
+        parts = serving.within(first, self.grid.stop(place))
+        groups = slice(serving.groups_of(parts[0]).start, serving.groups_of(parts[-1]).stop)
+        heads = torch.arange(self._heads, device=serving.pages.device)
+        read = self.pages.later((serving.pages[groups, None] + heads).flatten().cpu())
+        blocks, offsets = serving.blocks[:, groups], serving.starts[groups] - first
+        return lambda: form(*joined(read(), blocks, offsets), size)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from longmem.memory.index import BlockIndex
-from longmem.retrieval import BlockScorer, estimate
+from longmem.memory.serving import Serving
+from longmem.retrieval import BlockScorer, best_of, estimate
+
+_ESTIMATES = 2**18
+"""Estimates made at once per KV head: so many stay in a core's cache until they were used."""
+
+_TINY = 1e-7
+"""Share of the mass below which a difference of sums in float32 tells nothing."""
 
 
 class GroupLookups:
@@ -14,7 +21,7 @@ class GroupLookups:
 
     For every query a group has an expected largest logit and an expected mass (`estimate`). Per KV
     head the groups whose largest logit comes nearest to the best one's, for any of its queries, are
-    read and their rows scored exactly, ``grid.probe`` of them whatever the length of the history.
+    read and their rows scored exactly, so many whatever the length of the history.
     Groups that are not read count as one more block, of their expected mass, so that a head that
     looks everywhere does not outvote one that is sure. With all groups read nothing is estimated.
 
@@ -26,30 +33,33 @@ class GroupLookups:
     def __init__(self, scorer: BlockScorer, index: BlockIndex) -> None:
         self._scorer = scorer
         self._index = index
-        self._known: tuple[Tensor, int, int] | None = None  # queries, groups the estimates are of
-        self._behind = self._shares = self._tops = torch.empty(0)
+        self._known: tuple[Tensor, Serving, int] | None = None  # what the estimates are of
+        self._own = slice(0, 0)  # queries they are of
+        self._behind = self._shares = self._whole = self._tops = torch.empty(0)
 
-    def scores(self, q: Tensor, own: slice, loose: Tensor) -> Tensor:
+    def scores(self, q: Tensor, own: slice, loose: Tensor, probe: int) -> Tensor:
         """Scores ``[H_kv, N]`` float32 of the candidates for one look-up.
 
         Args:
-            q: ``[H_kv, R', D]`` scaled queries of all look-ups that share the estimates.
+            q: ``[H_kv, R', D]`` scaled queries of all look-ups of a pass.
             own: which of them are this look-up's.
             loose: ``[H_kv, R, n]`` `BlockScorer.fold` of the blocks from ``index.loose`` on.
+            probe: groups to read per KV head.
 
         Raises:
             CorruptDataError: rows that were stored cannot be read.
         """
         shelves, first = self._index.shelves, self._index.first
         assert shelves is not None
-        group, groups = self._estimate(q)
-        if not groups:  # no shelf is full
+        group, groups = self._estimate(q, own)
+        if not groups:  # no shelf serves yet
             return self._scorer.tally(loose)
-        behind = self._behind[:, own].amax(1)
-        best = behind.topk(min(shelves.grid.probe, groups), dim=1, sorted=False).indices
+        at = slice(own.start - self._own.start, own.stop - self._own.start)
+        behind = self._behind[:, at].amax(1)
+        best = best_of(behind, min(probe, groups))
         rows, blocks = shelves.read(best + group)
         logits = (q[:, own] @ rows.mT).float().masked_fill_((blocks < first)[:, None], -torch.inf)
-        votes = self._scorer.tally(torch.cat((loose, logits, self._unread(own, best)), dim=2))
+        votes = self._scorer.tally(torch.cat((loose, logits, self._unread(at, best)), dim=2))
         n = loose.shape[2]
         scores = votes.new_zeros(len(votes), len(self._index) - first)
         scores[:, scores.shape[1] - n :] = votes[:, :n]
@@ -58,24 +68,37 @@ class GroupLookups:
     def end(self) -> None:
         """Let go of the estimates."""
         self._known = None
-        self._behind = self._shares = self._tops = torch.empty(0)
+        self._behind = self._shares = self._whole = self._tops = torch.empty(0)
 
-    def _estimate(self, q: Tensor) -> tuple[int, int]:
-        """Estimate all groups for all queries, unless that is known; the first group, and how many."""
-        shelves = self._index.shelves
+    def _estimate(self, q: Tensor, own: slice) -> tuple[int, int]:
+        """Estimate all groups for these queries and some that come next, unless that is known; the first
+        group, and how many."""
+        index, shelves = self._index, self._index.shelves
         assert shelves is not None
-        group, summaries, counts = shelves.candidates(self._index.first)
+        group, summaries, counts = shelves.candidates(index.first)
         n = len(counts)
-        if n and (self._known is None or self._known[0] is not q or self._known[1:] != (group, n)):
-            peaks, masses = estimate(q, summaries, counts)
+        if n and not (self._knows(q, shelves.serving, group) and own.stop <= self._own.stop):
+            stop = min(q.shape[1], max(own.stop, own.start + _ESTIMATES // n))
+            self._own, self._known = slice(own.start, stop), (q, shelves.serving, group)
+            peaks, masses = estimate(q[:, self._own], summaries, counts)
             self._behind = peaks.sub_(peaks.amax(2, keepdim=True))
             self._tops = masses.amax(2, keepdim=True)
             self._shares = masses.sub_(self._tops).exp_()
-            self._known = q, group, n
+            self._whole = self._shares.sum(2, keepdim=True)
         return group, n
+
+    def _knows(self, q: Tensor, serving: Serving, group: int) -> bool:
+        """Whether the estimates are of these queries (taken in order) and groups."""
+        if self._known is None:
+            return False
+        of, then, first = self._known
+        return of is q and then is serving and first == group
 
     def _unread(self, own: slice, read: Tensor) -> Tensor:
         """``[H_kv, R, 1]``: log of the mass of all groups but those read ``[H_kv, p]``."""
         shares = self._shares[:, own]
-        others = shares.scatter(2, read[:, None].expand(-1, shares.shape[1], -1), 0.0)
-        return others.sum(2, keepdim=True).log_().add_(self._tops[:, own])
+        if read.shape[1] == shares.shape[2]:
+            return torch.full_like(shares[..., :1], -torch.inf)
+        known = shares.gather(2, read[:, None].expand(-1, shares.shape[1], -1))
+        others = self._whole[:, own] - known.sum(2, keepdim=True)
+        return others.clamp_(min=_TINY).log_().add_(self._tops[:, own])

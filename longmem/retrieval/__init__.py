@@ -10,7 +10,7 @@ from longmem.retrieval.representative import Representative
 from longmem.retrieval.scorer import BlockScorer
 from longmem.retrieval.softvote import SoftVote
 from longmem.retrieval.sub_block import SubBlock
-from longmem.retrieval.summaries import estimate, summarise
+from longmem.retrieval.summaries import best_of, estimate, summarise
 
 __all__ = [
     "BlockScorer",
@@ -20,6 +20,7 @@ __all__ = [
     "Representative",
     "SoftVote",
     "SubBlock",
+    "best_of",
     "estimate",
     "get_scorer",
     "group_order",
