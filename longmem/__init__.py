@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ChatFormatError,
         ConfigError,
         CorruptDataError,
+        DivergedError,
         FingerprintMismatchError,
         InputError,
         LongMemError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         StoreFullError,
         StoreLockedError,
         StoreReadOnlyError,
+        SystemChangedError,
         TurnTooLargeError,
         UnsupportedModelError,
     )
@@ -35,7 +37,15 @@ if TYPE_CHECKING:
     from longmem.session import Session
     from longmem.session_pool import SessionPool
     from longmem.store import Store
-    from longmem.types import Recalled, Reply, SessionStats, Timings, Turn, Usage
+    from longmem.types import (
+        Recalled,
+        Recollection,
+        Reply,
+        SessionStats,
+        Timings,
+        Turn,
+        Usage,
+    )
 
 __version__ = "0.1.0"
 
@@ -44,12 +54,14 @@ __all__ = [
     "ChatFormatError",
     "ConfigError",
     "CorruptDataError",
+    "DivergedError",
     "Engine",
     "FingerprintMismatchError",
     "InputError",
     "LongMemError",
     "MemoryConfig",
     "Recalled",
+    "Recollection",
     "Reply",
     "ReplyStream",
     "Sampling",
@@ -67,6 +79,7 @@ __all__ = [
     "StoreFullError",
     "StoreLockedError",
     "StoreReadOnlyError",
+    "SystemChangedError",
     "Timings",
     "Turn",
     "TurnTooLargeError",
@@ -82,6 +95,7 @@ _MODULES = {
         "ChatFormatError",
         "ConfigError",
         "CorruptDataError",
+        "DivergedError",
         "FingerprintMismatchError",
         "InputError",
         "LongMemError",
@@ -95,6 +109,7 @@ _MODULES = {
         "StoreFullError",
         "StoreLockedError",
         "StoreReadOnlyError",
+        "SystemChangedError",
         "TurnTooLargeError",
         "UnsupportedModelError",
     ),
@@ -105,6 +120,7 @@ _MODULES = {
     "store": ("Store",),
     "types": (
         "Recalled",
+        "Recollection",
         "Reply",
         "SessionStats",
         "Timings",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from longmem.decoding import Decoding, Extensions
@@ -24,8 +25,9 @@ from longmem.fit import initial_tokens
 from longmem.ledger import Draft
 from longmem.memory import Mark, SessionMemory
 from longmem.sampling import Sampling, load_generator, new_generator, save_generator
-from longmem.store import TurnRecord
+from longmem.store import Record, SessionHandle, TurnRecord
 from longmem.strand import StrandInPass
+from longmem.types import Turn
 
 if TYPE_CHECKING:
     from longmem.engine import Engine
@@ -49,10 +51,7 @@ class Conversation:
         self._memory: SessionMemory | None = opened.memory
         self.closed = False
         """Whether the memory was let go of, for good."""
-        self.generator = new_generator(engine.device)
-        if opened.rng is not None:
-            with suppress(ConfigError):  # written on another type of device: a new seed will do
-                self.generator = load_generator(engine.device, opened.rng)
+        self.generator = _generator(engine, opened)
         self.running: ReplyStream | None = None
         """The reply under way."""
         self._busy = threading.Lock()
@@ -70,15 +69,15 @@ class Conversation:
         self._memory = memory
 
     @contextmanager
-    def transaction(self, stream: ReplyStream | None = None) -> Iterator[Transaction]:
-        """Everything read inside is either committed or forgotten; one at a time.
+    def alone(self, stream: ReplyStream | None = None) -> Iterator[None]:
+        """Within, nobody else reads into the memory or changes the past.
 
         Args:
             stream: the reply it is for; `Session.close` cancels it.
 
         Raises:
-            SessionInUseError: another one is under way.
-            SessionError: an earlier one could not be undone.
+            SessionInUseError: somebody does.
+            SessionError: an earlier exchange could not be undone.
         """
         if not self._busy.acquire(blocking=False):
             raise SessionInUseError(
@@ -92,6 +91,15 @@ class Conversation:
                     "close the session and open it again, what was committed is safe"
                 )
             self.running = stream
+            yield
+        finally:
+            self.running = None
+            self._busy.release()
+
+    @contextmanager
+    def transaction(self, stream: ReplyStream | None = None) -> Iterator[Transaction]:
+        """Everything read inside is either committed or forgotten; one at a time. See `alone`."""
+        with self.alone(stream):
             before, rng = self.memory, save_generator(self.generator)
             mark = before.mark() if before is not None else None
             transaction = Transaction(self)
@@ -103,9 +111,26 @@ class Conversation:
             finally:
                 if not (transaction.committed or self._broken):
                     self._forget(before, mark, rng)
-        finally:
-            self.running = None
-            self._busy.release()
+
+    def stand(self, opened: Opened) -> None:
+        """Go on from what is in the store now. To be called within `alone`."""
+        self.ledger, self._memory = opened.ledger, opened.memory
+        self.generator = _generator(self.engine, opened)
+        self._broken = False
+        if self.closed:
+            self._memory = None
+
+    @contextmanager
+    def changing_past(self, handle: SessionHandle) -> Iterator[None]:
+        """Within, the store goes elsewhere, and `stand` follows it. If only the store got there, the
+        memory is of no use any more."""
+        n_turns = handle.info.n_turns
+        try:
+            with self.ledger.merging.held():
+                yield
+        except BaseException:
+            self._broken = self._broken or handle.info.n_turns != n_turns
+            raise
 
     def _forget(self, before: SessionMemory | None, mark: Mark | None, rng: Tensor) -> None:
         """Bring memory and random numbers back to where a transaction began."""
@@ -119,13 +144,15 @@ class Conversation:
         if self.closed:
             self._memory = None
 
-    def check(self, role: str, text: str) -> None:
+    def check(self, turn: Turn) -> None:
         """Refuse bad input before anything is read.
 
         Raises:
             InputError: says what is wrong with it.
         """
-        self.engine.chat.validate_text(text, role)
+        text = turn.text
+        if turn.role != "system" or not turn.extra.get("tools"):  # tools alone are a prompt, too
+            self.engine.chat.validate_text(text, turn.role)
         size, most = len(text.encode()), self.engine.config.max_turn_bytes
         if size > most:
             raise TurnTooLargeError(
@@ -133,12 +160,21 @@ class Conversation:
                 "split it into several turns, or raise MemoryConfig.max_turn_bytes"
             )
 
-    def segment(self, role: str, text: str, previous: str | None) -> Segment:
-        """The ids of one new turn, with the spans it will be read with."""
+    def segments(self, turns: Sequence[Turn]) -> list[Segment]:
+        """The ids of new turns, with the spans they will be read with."""
+        previous, made = self.ledger.last_role, []
+        for turn in turns:
+            made.append(self._segment(turn, previous))
+            previous = turn.role
+        return made
+
+    def _segment(self, turn: Turn, previous: str | None) -> Segment:
         try:
-            ids = self.engine.chat.turn_ids(role, text, previous=previous)
+            ids = self.engine.chat.turn_ids(
+                turn.role, turn.text, previous=previous, extra=turn.extra
+            )
         except ChatFormatError as error:
-            if role != "system" or previous is None:
+            if turn.role != "system" or previous is None:
                 raise
             raise InputError(
                 f"session {self.id!r}: a system turn has to be the first: {error}"
@@ -176,6 +212,14 @@ class Conversation:
         return ids[start - first.start :]
 
 
+def _generator(engine: Engine, opened: Opened) -> torch.Generator:
+    """The random numbers of a session that goes on, or new ones."""
+    if opened.rng is not None:
+        with suppress(ConfigError):  # written on another type of device: a new seed will do
+            return load_generator(engine.device, opened.rng)
+    return new_generator(engine.device)
+
+
 class Transaction:
     """What a block of code reads into a conversation, and may commit, once."""
 
@@ -197,24 +241,24 @@ class Transaction:
 
     def decoding(
         self,
-        role: str,
-        text: str,
+        turns: Sequence[Turn],
         sampling: Sampling,
         extensions: Extensions,
         stopping: Callable[[], bool],
     ) -> Decoding:
-        """A reply to a turn; `stopping` is asked between tokens whether to end it there."""
+        """A reply to the last of these turns; `stopping` is asked between tokens whether to end it
+        there."""
         conversation = self.conversation
-        user = conversation.segment(role, text, conversation.ledger.last_role)
+        segments = conversation.segments(turns)
         recent = conversation.recent_ids()
-        memory = conversation.memory_for(role, len(user.ids))
+        memory = conversation.memory_for(turns[0].role, len(segments[0].ids))
         if sampling.seed is not None:
             conversation.generator.manual_seed(sampling.seed)
         return Decoding(
             conversation.engine,
             memory,
-            (role, text),
-            user,
+            turns,
+            segments,
             sampling,
             extensions,
             conversation.generator,
@@ -222,8 +266,8 @@ class Transaction:
             stopping,
         )
 
-    def commit(self, drafts: Sequence[Draft]) -> list[TurnRecord]:
-        """Make the drafts durable.
+    def commit(self, drafts: Sequence[Draft], records: Sequence[Record] = ()) -> list[TurnRecord]:
+        """Make the drafts durable, and the records with them.
 
         Raises:
             SessionClosedError: another thread closed the session; nothing was committed.
@@ -233,7 +277,7 @@ class Transaction:
         ledger = self.conversation.ledger
         head = ledger.head
         try:
-            return ledger.commit(drafts, self.memory, state)
+            return ledger.commit(drafts, self.memory, state, records)
         finally:
             self.committed = ledger.head != head
             if not ledger.settled:

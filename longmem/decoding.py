@@ -17,7 +17,7 @@ from longmem.recycling import ReplyLookups, costs_of, get_policy
 from longmem.sampling import Sampler, Sampling
 from longmem.strand import Steps
 from longmem.text_stream import TextStream
-from longmem.types import FinishReason, Usage
+from longmem.types import FinishReason, Turn, Usage
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -39,7 +39,7 @@ class Extensions:
 
 
 class Decoding:
-    """One reply to one turn, in the memory of one session.
+    """One reply to one or several new turns, in the memory of one session.
 
     The reply's turn starts with the template's header. The header's last token is the first decode
     step, so that the look-up of the first sampled token is that token's own query.
@@ -47,8 +47,8 @@ class Decoding:
     Args:
         engine: the model.
         memory: the session's memory.
-        turn: role and text of the turn to reply to.
-        user: its ids and spans.
+        turns: the turns to read; the reply is to the last one.
+        segments: their ids and spans.
         sampling: how to decode.
         extensions: the user's own processors and criteria.
         generator: source of randomness.
@@ -60,8 +60,8 @@ class Decoding:
         self,
         engine: Engine,
         memory: SessionMemory,
-        turn: tuple[str, str],
-        user: Segment,
+        turns: Sequence[Turn],
+        segments: Sequence[Segment],
         sampling: Sampling,
         extensions: Extensions,
         generator: torch.Generator,
@@ -70,7 +70,9 @@ class Decoding:
     ) -> None:
         self._stopping = stopping
         self._engine, self._memory = engine, memory
-        (self._role, self._user_text), self._user = turn, user
+        self._turns, self._segments = turns, segments
+        self._role = turns[-1].role
+        self._new_ids = [i for segment in segments for i in segment.ids]
         self._sampling, self._generator = sampling, generator
         self._sampler = Sampler(
             sampling,
@@ -79,7 +81,7 @@ class Decoding:
             logits_processor=extensions.logits_processor,
             stopping_criteria=extensions.stopping_criteria,
         )
-        self._context = _Context([*recent, *user.ids], sampling.max_new_tokens, engine.device)
+        self._context = _Context([*recent, *self._new_ids], sampling.max_new_tokens, engine.device)
         self._from_memory = memory.n_tokens
         self._header = engine.chat.reply_header_ids(self._role)
         self._ids = list(self._header)
@@ -101,6 +103,7 @@ class Decoding:
             tags=chat.tags,
             opened=chat.opens_reasoning,
             lead=chat.reply_lead,
+            markers=chat.tool_markers,
         )
 
     def steps(self, bring: Callable[[str], None]) -> Steps:
@@ -124,23 +127,26 @@ class Decoding:
         yield from self._close_turn()
 
     def drafts(self) -> list[Draft]:
-        """The exchange's two turns, as memory holds them."""
-        user = Draft(self._role, self._user_text, self._user.ids, self._user.spans)
+        """The exchange's turns, as memory holds them; the reply's is the last."""
+        read = [
+            Draft(turn.role, turn.text, segment.ids, segment.spans, turn.extra)
+            for turn, segment in zip(self._turns, self._segments, strict=True)
+        ]
         extra: dict[str, str] = {"finish_reason": self.finish}
         if self.text.reasoning:
             extra["reasoning"] = self.text.reasoning
         if not self._engine.chat.rewrites_reply(self.text.reasoning):
-            return [user, Draft("assistant", self.text.text, self._ids, self._spans, extra)]
+            return [*read, Draft("assistant", self.text.text, self._ids, self._spans, extra)]
         self._memory.rewind(self._after_turn)
         ids = self._engine.chat.turn_ids("assistant", self.text.text, previous=self._role)
         spans = self._engine.spans(len(ids))
         self._engine.read(self._memory, [Segment(ids, spans)])
-        return [user, Draft("assistant", self.text.text, ids, spans, extra)]
+        return [*read, Draft("assistant", self.text.text, ids, spans, extra)]
 
     def usage(self) -> Usage:
         """Counts of tokens and look-ups."""
         return Usage(
-            read=len(self._user.ids) + len(self._header),
+            read=len(self._new_ids) + len(self._header),
             generated=len(self._sampled),
             from_memory=self._from_memory,
             refreshes=self._lookups.refreshes,
@@ -150,9 +156,9 @@ class Decoding:
         )
 
     def _read_turn(self) -> Steps:
-        """Read the turn and the reply's header, up to the logits of the first sampled token."""
+        """Read the turns and the reply's header, up to the logits of the first sampled token."""
         engine, lead = self._engine, self._header[:-1]
-        yield from engine.reading(self._memory, [self._user], _nobody)
+        yield from engine.reading(self._memory, self._segments, _nobody)
         if not engine.chat.keep_reasoning:
             self._after_turn = self._memory.mark()
         if lead:

@@ -161,6 +161,8 @@ class Engine:
         system: str | None = None,
         owner: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        create: bool = True,
         rebuild: bool = False,
         progress: Progress | None = None,
     ) -> Session:
@@ -174,6 +176,8 @@ class Engine:
             system=system,
             owner=owner,
             metadata=metadata,
+            tools=tools,
+            create=create,
             rebuild=rebuild,
             progress=progress,
         )

@@ -5,7 +5,9 @@ LongMemError
 │   └── UnsupportedModelError   a model whose state longmem cannot hold
 ├── InputError                  a turn, role, text or id that is refused (also a ValueError)
 │   ├── TurnTooLargeError       a turn above ``max_turn_bytes`` or a system turn above ``max_init``
-│   └── ChatFormatError         a chat template that does not reassemble from its pieces
+│   ├── ChatFormatError         a chat template that does not reassemble from its pieces
+│   ├── SystemChangedError      a session was begun with another system prompt or other tools
+│   └── DivergedError           messages that do not continue the session, with no leave to go back
 ├── SessionError
 │   ├── SessionNotFoundError    no such session (also a KeyError)
 │   ├── SessionInUseError       opened twice in one process
@@ -45,6 +47,14 @@ class TurnTooLargeError(InputError):
 
 class ChatFormatError(InputError):
     """The tokenizer's chat template cannot be rendered turn by turn."""
+
+
+class SystemChangedError(InputError):
+    """The session was begun with another system prompt, or with other tools."""
+
+
+class DivergedError(InputError):
+    """Messages do not continue the session, and neither a fork nor a rollback was asked for."""
 
 
 class SessionError(LongMemError):

@@ -13,7 +13,7 @@ from longmem.errors import SessionError
 from longmem.history import History, ListHistory
 from longmem.memory import ReadSpan, SessionMemory
 from longmem.merging import Merging
-from longmem.store import Commit, SessionHandle, Span, TurnRecord
+from longmem.store import Commit, Record, SessionHandle, Span, TurnRecord
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Ledger:
 
     def __init__(self, handle: SessionHandle | None) -> None:
         self.handle = handle
-        self._merging = Merging(handle)
+        self.merging = Merging(handle)
         self._list = ListHistory()
         info = handle.info if handle is not None else None
         self.head = info.head if info else 0
@@ -59,12 +59,18 @@ class Ledger:
         return self.last.role if self.last else None
 
     def commit(
-        self, drafts: Sequence[Draft], memory: SessionMemory, state: Mapping[str, Tensor]
+        self,
+        drafts: Sequence[Draft],
+        memory: SessionMemory,
+        state: Mapping[str, Tensor],
+        records: Sequence[Record] = (),
     ) -> list[TurnRecord]:
         """Make the drafts, which `memory` has read, part of the session; all of them or none.
 
         Args:
             state: tensors to keep with the snapshot besides the memory's own.
+            records: documents that become durable with the turns; a session without a store has no
+                place for them.
 
         Raises:
             SessionError: `memory` has not read exactly the drafts; nothing was committed.
@@ -90,6 +96,7 @@ class Ledger:
                 kv=made.kv,
                 blocks=made.blocks,
                 state={**made.state, **state},
+                records=records,
             )
             self.settled = False
             try:
@@ -101,7 +108,7 @@ class Ledger:
                 self._advance(turns, stop, memory)  # interrupted when it was durable already
                 raise
         self._advance(turns, stop, memory)
-        self._merging.committed(memory)
+        self.merging.committed(memory)
         return turns
 
     def _advance(self, turns: list[TurnRecord], stop: int, memory: SessionMemory) -> None:

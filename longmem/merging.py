@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -70,6 +71,8 @@ class Merging:
         self._handle = handle
         self._asked = 0
         self._failed = False
+        self._lock = threading.Lock()
+        self._over = False
 
     def committed(self, memory: SessionMemory) -> None:
         """What `memory` has read is committed: have it merged if enough has gathered."""
@@ -84,11 +87,18 @@ class Merging:
         drop_kv, keep = may_drop_kv(memory), memory.table.n_init
         _background.put(lambda: self._merge(info.id, upto, drop_kv, keep))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, nothing is merged, and if the block goes through nothing is from here on: after it
+        the session ends elsewhere, and what left the window then may stand in it again."""
+        with self._lock:
+            yield
+            self._over = True
+
     def _merge(self, session: str, upto: int, drop_kv: bool, keep: int) -> None:
         """Merge all there is; a session that cannot be merged goes on as it is."""
-        assert self._handle is not None
         try:
-            while self._handle.merge(upto, drop_kv=drop_kv, keep=keep):
+            while self._merge_once(upto, drop_kv, keep):
                 self._failed = False
         except (SessionClosedError, StaleWriterError):
             return  # nobody needs it any more
@@ -98,6 +108,17 @@ class Merging:
             self._failed = True
         except Exception:
             _log.exception("files of session %r were not merged", session)
+
+    def _merge_once(self, upto: int, drop_kv: bool, keep: int) -> bool:
+        assert self._handle is not None
+        if not self._lock.acquire(blocking=False):
+            return (
+                False  # its past is being changed; other sessions' merges shall not wait for that
+            )
+        try:
+            return not self._over and self._handle.merge(upto, drop_kv=drop_kv, keep=keep)
+        finally:
+            self._lock.release()
 
 
 def final_tokens(memory: SessionMemory) -> int:

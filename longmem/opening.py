@@ -40,14 +40,15 @@ def open_session(
     owner: str | None,
     metadata: Mapping[str, Any],
     *,
-    rebuild: bool,
-    progress: Progress | None,
+    create: bool = True,
+    rebuild: bool = False,
+    progress: Progress | None = None,
 ) -> Opened:
     """Create or resume session `id`; see `longmem.Session` for arguments and errors."""
     check_id(id)
     if store is None:
         return Opened(Ledger(None))
-    handle, created = _claim(engine, id, store, owner, metadata)
+    handle, created = _claim(engine, id, store, owner, metadata, create)
     try:
         if handle.info.n_turns and not rebuild:
             check(handle.info.fingerprint, engine.fingerprint, id)
@@ -56,7 +57,7 @@ def open_session(
             rebuild_session(engine, store, handle, session_info(engine, handle.info), progress)
         elif not handle.info.n_turns and not created:
             _adopt(engine, store, handle)
-        return replace(_resume(engine, handle), created=created)
+        return replace(resume(engine, handle), created=created)
     except BaseException:
         handle.close()
         raise
@@ -93,12 +94,19 @@ def session_info(engine: Engine, base: SessionInfo) -> SessionInfo:
 
 
 def _claim(
-    engine: Engine, id: str, store: Store, owner: str | None, metadata: Mapping[str, Any]
+    engine: Engine,
+    id: str,
+    store: Store,
+    owner: str | None,
+    metadata: Mapping[str, Any],
+    create: bool,
 ) -> tuple[SessionHandle, bool]:
     """The claimed session, and whether it was created for that."""
     try:
         handle = store.open(id)
     except SessionNotFoundError:
+        if not create:
+            raise
         now = time.time()
         empty = SessionInfo(id, owner, metadata, {}, (), "", now, now)
         return store.create(session_info(engine, empty)), True
@@ -115,8 +123,13 @@ def _adopt(engine: Engine, store: Store, handle: SessionHandle) -> None:
         store.publish(handle, store.stage(handle, info))
 
 
-def _resume(engine: Engine, handle: SessionHandle) -> Opened:
-    """Load the snapshot; no token is read again."""
+def resume(engine: Engine, handle: SessionHandle) -> Opened:
+    """Load the snapshot of a claimed session; no token is read again.
+
+    Raises:
+        CorruptDataError: it cannot be read, or does not fit the turns.
+        StoreError: rows of the window were dropped when files were merged.
+    """
     snapshot = handle.snapshot(lazy=SessionMemory.LAZY)
     ledger = Ledger(handle)
     if snapshot is None:

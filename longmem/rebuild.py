@@ -1,9 +1,10 @@
-"""Read whole conversations into a store, batch by batch, all of it or nothing: a stored session
+"""Read whole conversations into a store, commit by commit, all of it or nothing: a stored session
 again (after a change of model, of memory layout, or of damaged files), or a transcript."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -32,8 +33,8 @@ def rebuild(
 
     Turns are read by their recorded ids and spans; by their text where the tokenizer or the
     template is another one, and with look-ups in all layers of a span where those that look up are
-    others. Random numbers go on where they stood, if the old snapshot can be read.
-    Until the end the old data stays as it is.
+    others. Commits end where they ended, because forks end there. Random numbers go on where they
+    stood, if the old snapshot can be read. Until the end the old data stays as it is.
 
     Raises:
         TurnTooLargeError: the system turn is above max_init.
@@ -47,7 +48,9 @@ def rebuild(
         for part in ("layers", "lookup_layers")
     )
     drafts = list(_drafts(engine, handle.turns(), same_tokens, same_layers))
-    _replay(engine, store, handle, info, drafts, _random_numbers(handle), progress)
+    ends = [point.n_turns for point in handle.points()]
+    batches = [drafts[start:stop] for start, stop in pairwise([0, *ends])]
+    _replay(engine, store, handle, info, batches, _random_numbers(handle), progress)
 
 
 def read_transcript(
@@ -71,7 +74,47 @@ def read_transcript(
     for role, text in turns:
         ids = engine.chat.turn_ids(role, text, previous=drafts[-1].role if drafts else None)
         drafts.append(Draft(role, text, ids, engine.spans(len(ids))))
-    _replay(engine, store, handle, handle.info, drafts, {}, progress)
+    _replay(engine, store, handle, handle.info, list(_batches(drafts)), {}, progress)
+
+
+def read_again(
+    engine: Engine,
+    ledger: Ledger,
+    memory: SessionMemory | None,
+    batches: Sequence[Sequence[Draft]],
+    state: Mapping[str, Tensor],
+    progress: Progress | None = None,
+) -> None:
+    """Read turns and commit them, batch by batch.
+
+    Args:
+        ledger: of the stored session they go to.
+        memory: that of the session; None: it is empty.
+        state: tensors to keep with each commit besides the memory's own.
+        progress: called with (tokens read, tokens to read).
+
+    Raises:
+        TurnTooLargeError: the system turn is above max_init.
+    """
+    total, done = sum(len(draft.ids) for batch in batches for draft in batch), 0
+    for batch in batches:
+        if memory is None:
+            memory = _memory_for(engine, ledger, batch[0])
+        segments = [Segment(draft.ids, draft.spans) for draft in batch]
+        engine.read(memory, segments, _shifted(progress, done, total))
+        ledger.commit(batch, memory, state)
+        done += sum(len(draft.ids) for draft in batch)
+
+
+def draft_of(
+    record: TurnRecord,
+    ids: Sequence[int] | None = None,
+    spans: Sequence[ReadSpan] | None = None,
+) -> Draft:
+    """A stored turn to read again: by its recorded ids and spans, or by others."""
+    if ids is None or spans is None:
+        ids, spans = record.ids, [ReadSpan(*span) for span in record.spans]
+    return Draft(record.role, record.text, ids, spans, record.extra, record.created_at)
 
 
 def _replay(
@@ -79,30 +122,26 @@ def _replay(
     store: Store,
     handle: SessionHandle,
     info: SessionInfo,
-    drafts: Sequence[Draft],
+    batches: Sequence[Sequence[Draft]],
     state: Mapping[str, Tensor],
     progress: Progress | None,
 ) -> None:
-    """Read the drafts into a hidden session and publish it as that of `handle`."""
-    memory = _memory_for(engine, info.id, drafts[0])
-    total, done = sum(len(draft.ids) for draft in drafts), 0
+    """Read the batches into a hidden session and publish it as that of `handle`."""
     staged = store.stage(handle, info)
     try:
-        ledger = Ledger(staged)
-        memory.attach(staged)
-        for batch in _batches(drafts):
-            segments = [Segment(draft.ids, draft.spans) for draft in batch]
-            engine.read(memory, segments, _shifted(progress, done, total))
-            ledger.commit(batch, memory, state)
-            done = ledger.n_tokens
+        read_again(engine, Ledger(staged), None, batches, state, progress)
         store.publish(handle, staged)
     finally:
         staged.close()
 
 
-def _memory_for(engine: Engine, id: str, first: Draft) -> SessionMemory:
+def _memory_for(engine: Engine, ledger: Ledger, first: Draft) -> SessionMemory:
+    assert ledger.handle is not None
+    id = ledger.handle.info.id
     n_init = initial_tokens(engine.config, id, first.role, len(first.ids))
-    return engine.new_memory(n_init, journal=True)
+    memory = engine.new_memory(n_init, journal=True)
+    memory.attach(ledger.handle)
+    return memory
 
 
 def _random_numbers(handle: SessionHandle) -> dict[str, Tensor]:
@@ -133,7 +172,7 @@ def _drafts(
                 record.role, record.text, previous=previous, extra=record.extra
             )
             spans = engine.spans(len(ids))
-        yield Draft(record.role, record.text, ids, spans, record.extra, record.created_at)
+        yield draft_of(record, ids, spans)
         previous = record.role
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from longmem.errors import SessionError
 from longmem.recall import recalled
 from longmem.strand import Strand, StrandCancelled
-from longmem.types import Reply, Timings
+from longmem.types import Reply, Timings, Turn
 
 if TYPE_CHECKING:
-    from longmem.conversation import Conversation
+    from longmem.conversation import Conversation, Transaction
     from longmem.decoding import Extensions
+    from longmem.keeping import Keeping
+    from longmem.ledger import Draft
     from longmem.sampling import Sampling
     from longmem.workers import Workers
 
@@ -33,15 +36,16 @@ class ReplyStream:
     def __init__(
         self,
         conversation: Conversation,
-        turn: tuple[str, str],
+        turns: Sequence[Turn],
         sampling: Sampling,
         extensions: Extensions,
-        commit: bool,
+        keeping: Keeping | None,
     ) -> None:
+        """`keeping` is None where nothing is committed."""
         self._conversation = conversation
-        self._turn = turn
+        self._turns = turns
         self._sampling, self._extensions = sampling, extensions
-        self._commit = commit
+        self._keeping = keeping
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._cancelling = threading.Event()
@@ -152,7 +156,7 @@ class ReplyStream:
         with self._conversation.transaction(self) as transaction:
             started = time.perf_counter()
             decoding = transaction.decoding(
-                *self._turn, self._sampling, self._extensions, self._stopping.is_set
+                self._turns, self._sampling, self._extensions, self._stopping.is_set
             )
             self._strand = Strand(decoding.steps, self._whole)
             if self._cancelling.is_set():
@@ -164,14 +168,26 @@ class ReplyStream:
                 decoding.choices, transaction.memory, ledger.history, ledger.n_tokens
             )
             drafts = decoding.drafts()  # may rewind, and with it forget the blocks looked up
-            turns = transaction.commit(drafts) if self._commit else []
             first = decoding.first_token_at
-            self._reply = Reply(
+            reply = Reply(
                 text=decoding.text.text,
                 reasoning=decoding.text.reasoning,
                 finish_reason=decoding.finish,
                 usage=decoding.usage(),
                 recalled=looked_up,
-                timings=Timings(first - started, decoded - first, time.perf_counter() - decoded),
-                turn=turns[-1].index if turns else None,
+                timings=Timings(first - started, decoded - first),
+                turn=ledger.n_turns + len(drafts) - 1 if self._keeping else None,
             )
+            if self._keeping is not None:
+                _commit(transaction, drafts, reply, self._keeping)
+            timings = replace(reply.timings, commit=time.perf_counter() - decoded)
+            self._reply = replace(reply, timings=timings)
+
+
+def _commit(
+    transaction: Transaction, drafts: Sequence[Draft], reply: Reply, keeping: Keeping
+) -> None:
+    """Make the exchange durable with what the caller wants kept."""
+    *read, last = drafts
+    last = replace(last, extra={**last.extra, **keeping.details(reply)})
+    transaction.commit([*read, last], keeping.made_records(reply))

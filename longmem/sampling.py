@@ -57,12 +57,14 @@ class Sampling:
     def __post_init__(self) -> None:
         limit = self.max_new_tokens
         _require(_is_int(limit, 1), "max_new_tokens", limit, "1 or more")
-        _require(_in(self.temperature, 0.0, 100.0), "temperature", self.temperature, "0 to 100")
+        heat = self.temperature  # below 1e-4 logits leave what float32 holds
+        fits = _in(heat, 0.0, 0.0) or _in(heat, 1e-4, 100.0)
+        _require(fits, "temperature", heat, "0, or 0.0001 to 100")
         _require(self.top_k is None or _is_int(self.top_k, 0), "top_k", self.top_k, "0 or more")
         _require(self.top_p is None or _in(self.top_p, 1e-9, 1.0), "top_p", self.top_p, "in (0, 1]")
         _require(self.min_p is None or _in(self.min_p, 0.0, 1.0), "min_p", self.min_p, "0 to 1")
         penalty = self.repetition_penalty
-        _require(_in(penalty, 1e-9, 100.0), "repetition_penalty", penalty, "above 0, at most 100")
+        _require(_in(penalty, 0.01, 100.0), "repetition_penalty", penalty, "0.01 to 100")
         seed_fits = self.seed is None or (_is_int(self.seed, 0) and self.seed < 2**63)
         _require(seed_fits, "seed", self.seed, "0 to 2**63 - 1")
         self._set_stop()

@@ -6,50 +6,24 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from longmem.errors import ConfigError, SessionClosedError, SessionError, SessionNotFoundError
+from longmem.errors import (
+    ConfigError,
+    SessionClosedError,
+    SessionInUseError,
+    SessionNotFoundError,
+)
 from longmem.parking import Parker
+from longmem.residents import Counts, PoolStats, Resident
 
 if TYPE_CHECKING:
     from longmem.engine import Engine
     from longmem.session import Session
     from longmem.store import Store
-
-
-@dataclass(eq=False)
-class _Resident:
-    """A session that is held in memory. While it is opened or parked it is `moving`."""
-
-    session: Session | None = None
-    leases: int = 1
-    moving: bool = True
-    bytes_device: int = 0
-    bytes_host: int = 0
-    left_at: float = 0.0
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """What a pool holds and did.
-
-    Args:
-        resident: ids of the sessions in memory; those that were left longest ago first.
-        leased: ids of those in use.
-        bytes_device, bytes_host: of all of them, as `SessionStats` counts them.
-        opened, parked: how often a session was opened, and parked.
-    """
-
-    resident: tuple[str, ...]
-    leased: tuple[str, ...]
-    bytes_device: int
-    bytes_host: int
-    opened: int
-    parked: int
 
 
 class SessionPool:
@@ -86,10 +60,10 @@ class SessionPool:
         self._device_bytes, self._host_bytes = device_bytes, host_bytes
         self._idle_seconds = idle_seconds
         self._state = threading.Condition()
-        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._residents: OrderedDict[str, Resident] = OrderedDict()
         self._parker = Parker(self.sweep, self._held, idle_seconds)
         self._closed = False
-        self._opened = self._parked = 0
+        self._counts = Counts()
 
     def __enter__(self) -> Self:
         return self
@@ -111,10 +85,10 @@ class SessionPool:
 
         Args:
             id: its id in the store; a new one is created.
-            options: of `Engine.session`: ``system``, ``owner``, ``metadata`` ...
+            options: of `Engine.session`: ``system``, ``owner``, ``metadata``, ``create`` ...
 
         Raises:
-            SessionNotFoundError: it belongs to another owner.
+            SessionNotFoundError: it belongs to another owner, or is not there and `create` is False.
             SessionClosedError: the pool is closed.
             StoreError: and whatever else `Engine.session` raises.
         """
@@ -139,6 +113,42 @@ class SessionPool:
         finally:
             await asyncio.shield(run(lambda: self._release(id, resident)))
 
+    def fork(
+        self,
+        source_id: str,
+        id: str,
+        *,
+        at: int | None = None,
+        owner: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Fork a session, in use or not, and leave the new one to be leased; see `Session.fork`.
+
+        Raises:
+            SessionNotFoundError: there is no session `source_id`.
+            StoreError: and whatever else `Session.fork` raises.
+        """
+        with self.session(source_id, create=False) as source:
+            source.fork(id, at=at, owner=owner, metadata=metadata).close()
+
+    def evict(self, id: str) -> None:
+        """Park a session now, so that the store may delete or erase it; without effect if it is not
+        in memory.
+
+        Raises:
+            SessionInUseError: it is in use.
+        """
+        with self._state:
+            resident = self._settled(id)
+            if resident is None:
+                return
+            if resident.leases:
+                raise SessionInUseError(
+                    f"session {id!r} is in use in this pool; try again when it was left"
+                )
+            resident.moving = True
+        self._park(id, resident)
+
     def sweep(self) -> int:
         """Park what is over the budgets or idle for too long; gives how many sessions that were."""
         parked = 0
@@ -151,14 +161,7 @@ class SessionPool:
         """What the pool holds now."""
         with self._state:
             held = list(self._residents.items())
-        return PoolStats(
-            resident=tuple(id for id, _ in held),
-            leased=tuple(id for id, each in held if each.leases),
-            bytes_device=sum(each.bytes_device for _, each in held),
-            bytes_host=sum(each.bytes_host for _, each in held),
-            opened=self._opened,
-            parked=self._parked,
-        )
+            return self._counts.stats(held)
 
     def close(self) -> None:
         """Park all sessions and lease none any more; those in use are parked when they are left."""
@@ -167,32 +170,37 @@ class SessionPool:
         self._parker.stop()
         self.sweep()
 
-    def _lease(self, id: str, options: dict[str, Any]) -> tuple[_Resident, Session]:
+    def _lease(self, id: str, options: dict[str, Any]) -> tuple[Resident, Session]:
         with self._state:
-            while (resident := self._residents.get(id)) is not None and resident.moving:
-                self._state.wait()
+            resident = self._settled(id)
             if self._closed:
                 raise SessionClosedError(f"the pool of session {id!r} is closed; make a new pool")
-            if resident is None:
-                resident = self._residents[id] = _Resident()
+            if resident is None or resident.gone:
+                resident = self._residents[id] = Resident()
             else:
                 resident.leases += 1
         try:
             session = resident.session or self._open(id, resident, options)
-            _join(session, options.get("owner"), options.get("system"))
+            _join(session, options)
         except BaseException:
             self._release(id, resident)
             raise
         self.sweep()
         return resident, session
 
-    def _give_back(self, id: str, leased: asyncio.Future[tuple[_Resident, Session]]) -> None:
+    def _settled(self, id: str) -> Resident | None:
+        """The session if it is in memory, once it moves no more. To be called with the lock held."""
+        while (resident := self._residents.get(id)) is not None and resident.moving:
+            self._state.wait()
+        return resident
+
+    def _give_back(self, id: str, leased: asyncio.Future[tuple[Resident, Session]]) -> None:
         """Nobody waits for a lease any more."""
         if not leased.cancelled() and leased.exception() is None:
             self._release(id, leased.result()[0])
 
-    def _open(self, id: str, resident: _Resident, options: dict[str, Any]) -> Session:
-        session = None
+    def _open(self, id: str, resident: Resident, options: dict[str, Any]) -> Session:
+        session, began = None, time.monotonic()
         try:
             session = resident.session = self.engine.session(id, store=self.store, **options)
         finally:
@@ -201,19 +209,19 @@ class SessionPool:
                 if session is None:
                     del self._residents[id]
                 else:
-                    self._opened += 1
-                    _measure(resident)
+                    self._counts.restored(resident, time.monotonic() - began)
                 self._state.notify_all()
         return session
 
-    def _release(self, id: str, resident: _Resident) -> None:
+    def _release(self, id: str, resident: Resident) -> None:
         with self._state:
             resident.leases -= 1
             if self._residents.get(id) is not resident:
                 return  # it could not be opened
             resident.left_at = time.monotonic()
             self._residents.move_to_end(id)
-            if not _measure(resident) and not resident.leases:
+            if not resident.measure() and not resident.leases:
+                self._counts.left(resident)
                 del self._residents[id]  # closed by whoever leased it
         self.sweep()
         self._parker.start()
@@ -222,7 +230,7 @@ class SessionPool:
         with self._state:
             return len(self._residents)
 
-    def _next_victim(self) -> tuple[str, _Resident] | None:
+    def _next_victim(self) -> tuple[str, Resident] | None:
         with self._state:
             stay = [each for each in self._residents.values() if each.leases or not each.moving]
             device = sum(each.bytes_device for each in stay)
@@ -237,14 +245,15 @@ class SessionPool:
                     return id, resident
         return None
 
-    def _park(self, id: str, resident: _Resident) -> None:
+    def _park(self, id: str, resident: Resident) -> None:
         try:
             if resident.session is not None:
                 resident.session.close()
         finally:
             with self._state:
                 del self._residents[id]
-                self._parked += 1
+                self._counts.left(resident)
+                self._counts.parked += 1
                 self._state.notify_all()
 
 
@@ -261,22 +270,12 @@ def _check(engine: Engine, device: int | None, host: int | None, idle: float | N
         )
 
 
-def _join(session: Session, owner: str | None, system: str | None) -> None:
+def _join(session: Session, options: Mapping[str, Any]) -> None:
     """Whether a session that is open already is the one asked for; as opening it would check."""
+    owner = options.get("owner")
     if owner is not None and session.owner != owner:
         raise SessionNotFoundError(f"owner {owner!r} has no session {session.id!r} in this store")
-    session.begin(system)
-
-
-def _measure(resident: _Resident) -> bool:
-    """Count a session's bytes; False if it was closed."""
-    try:
-        stats = resident.session.stats() if resident.session else None
-    except SessionError:
-        return False
-    if stats is not None:
-        resident.bytes_device, resident.bytes_host = stats.bytes_device, stats.bytes_host
-    return stats is not None
+    session.begin(options.get("system"), options.get("tools"))
 
 
 def _above(value: float, most: float | None) -> bool:

@@ -3,23 +3,32 @@
 Data flows one way: a session hands a `Commit` to its `SessionHandle`; when `commit` returns, the
 exchange is durable. A store knows nothing of attention: K/V rows are addressed by layer and
 absolute token position, everything else is named tensors it keeps byte for byte.
-
-Shapes: T tokens of the commit, H_kv key/value heads, D head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
-from torch import Tensor
-
-from longmem.stored import Commit, Problem, SessionInfo, Snapshot, Span, TurnRecord
+from longmem.records import Records
+from longmem.session_handle import SessionHandle
+from longmem.stored import (
+    Commit,
+    CommitPoint,
+    Problem,
+    Record,
+    SessionInfo,
+    Snapshot,
+    Span,
+    TurnRecord,
+)
 
 __all__ = [
     "Commit",
+    "CommitPoint",
     "Problem",
+    "Record",
     "Records",
     "SessionHandle",
     "SessionInfo",
@@ -28,139 +37,6 @@ __all__ = [
     "Store",
     "TurnRecord",
 ]
-
-
-@runtime_checkable
-class SessionHandle(Protocol):
-    """A session claimed for writing (or opened read-only). Holds the writer's lease epoch."""
-
-    @property
-    def info(self) -> SessionInfo:
-        """The session as of the last commit of this handle."""
-
-    def commit(self, commit: Commit) -> int:
-        """Make `commit` durable and return the new head.
-
-        Raises:
-            StaleWriterError: head or lease epoch is no longer this handle's; nothing was written.
-            InputError: it does not continue the session (positions, turn numbers, K/V shapes or
-                dtype), or holds what cannot be stored; nothing was written.
-            StoreReadOnlyError: the store is open read-only.
-            StoreFullError: it would exceed a limit of bytes; nothing was written.
-            StoreError: the disk refuses; nothing was stored and the commit can be repeated.
-
-        An interrupt (KeyboardInterrupt) may arrive when the commit is durable already: `info.head`
-        tells, and the caller has to look.
-        """
-
-    def snapshot(self, lazy: Sequence[str] = ()) -> Snapshot | None:
-        """The state at the head, checked against its checksums; None before the first commit.
-
-        Args:
-            lazy: append-only tensors whose name starts with one of these are not read;
-                `Snapshot.lazy` tells how many rows each has, `read_blocks` reads them.
-
-        Raises:
-            CorruptDataError: a file is missing, short, foreign or altered.
-        """
-
-    def read_kv(self, layer: int, start: int, stop: int) -> Tensor:
-        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer, checked against their checksums.
-
-        Raises:
-            CorruptDataError: as `snapshot`.
-            IndexError: rows that were never committed.
-            StoreError: they were dropped when files were merged.
-        """
-
-    def read_spans(self, layer: int, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """K/V rows ``[stop - start, 2, H_kv, D]`` of one layer for each span ``(start, stop)``.
-
-        As `read_kv` for all of them at once: what lies together is read together. May be called
-        from any thread.
-        """
-
-    def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Rows ``start .. stop`` of an append-only tensor (`Commit.blocks`) for each span.
-
-        Rows are counted along dim 0 of the concatenation over all commits. Only what holds one of
-        the rows is read. May be called from any thread.
-
-        Raises:
-            CorruptDataError: as `snapshot`.
-            IndexError: rows, or a tensor, that were never committed.
-        """
-
-    def merge(self, upto: int, *, drop_kv: bool = False, keep: int = 0) -> bool:
-        """Merge small files of commits that end at or before token `upto` into one, if they hold
-        enough; True if it did, and there may be more to merge.
-
-        What the session holds stays the same. May be called from another thread while the session
-        is used. A store without files does nothing.
-
-        Args:
-            upto: end of the last closed block of committed tokens.
-            drop_kv: leave out K/V rows, but for those of the first merged file and of files that
-                hold a row before `keep`; they cannot be read again.
-            keep: tokens whose K/V always stays.
-
-        Raises:
-            CorruptDataError: a file to merge is missing or altered; nothing was changed.
-            StaleWriterError: another writer took the session over; nothing was changed.
-            StoreReadOnlyError: the store is open read-only.
-            StoreError: the disk refuses; nothing was changed.
-        """
-
-    def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
-        """Turns ``start <= index < stop``, in order; indices beyond the last turn are ignored.
-
-        Raises:
-            CorruptDataError: a turn's record is missing or altered.
-        """
-
-    def turns_at(self, positions: Sequence[int]) -> list[TurnRecord]:
-        """For each token position the turn that holds it.
-
-        Raises:
-            CorruptDataError: as `turns`.
-            IndexError: a position that was never committed.
-        """
-
-    def limit(self, *, max_bytes: int | None, ttl: float | None) -> None:
-        """Set how many bytes the session may be charged with, and when it expires; see `SessionInfo`.
-
-        A limit below what it holds lets it be read, and refuses the next commit. On a read-only
-        store nothing is kept.
-
-        Raises:
-            ConfigError: a value is not positive.
-            StaleWriterError: head or lease epoch is no longer this handle's.
-        """
-
-    def close(self) -> None:
-        """Release the claim. Closing twice is fine."""
-
-
-@runtime_checkable
-class Records(Protocol):
-    """Namespaced JSON documents for adapters, durable on return, in the same database."""
-
-    def put(self, namespace: str, key: str, value: Any, *, session: str | None = None) -> None:
-        """Store or replace; with `session`, the record is deleted together with that session.
-
-        Raises:
-            SessionNotFoundError: there is no session of that id, so that the record would never go.
-            InputError: `value` is not JSON-able.
-        """
-
-    def get(self, namespace: str, key: str) -> Any | None:
-        """The value, or None."""
-
-    def list(self, namespace: str, prefix: str = "") -> list[tuple[str, Any]]:
-        """(key, value) pairs whose key starts with `prefix`, ordered by key."""
-
-    def delete(self, namespace: str, key: str) -> bool:
-        """Delete; False if there was none."""
 
 
 @runtime_checkable
@@ -186,32 +62,108 @@ class Store(Protocol):
             SessionInUseError: it is open in this process.
         """
 
+    def info(self, session_id: str) -> SessionInfo:
+        """A session, open or not, as of its last commit.
+
+        Raises:
+            SessionNotFoundError: there is none of that id.
+        """
+
     def sessions(self, owner: str | None = None) -> list[SessionInfo]:
         """All sessions (of one owner), the most recently used first."""
 
-    def stage(self, handle: SessionHandle, info: SessionInfo) -> SessionHandle:
-        """A hidden, empty stand-in for a claimed session, to be rebuilt under a new `info`.
+    def fork(
+        self, session_id: str, info: SessionInfo, head: int, *, window: int = 0
+    ) -> SessionHandle:
+        """Create and claim a session that begins with commits ``1 .. head`` of another.
 
-        It keeps the session's id and is invisible to `sessions`. Unless `publish`ed it is dropped
-        when it is closed, at the latest on the next opening of the store.
+        Files are shared, not copied; each session that shares a file is charged with all of it.
+        The two go on independently: each may be rolled back, deleted or erased while the other
+        lives. The other may be open. Its records stay its own.
+
+        Args:
+            session_id: the session to begin with.
+            info: id, owner, metadata, times and limits of the new one. Fingerprint, layout and
+                dtype are those of the other; `parent` and `parent_turn` are set.
+            head: how many of its commits.
+            window: as of `SessionHandle.rollback`.
+
+        Raises:
+            SessionNotFoundError: there is no session `session_id`.
+            SessionInUseError: a session of the new id exists already.
+            InputError: `head` is none of the session's.
+            StoreFullError: it would exceed a limit of bytes; nothing was written.
+            StoreError: as of `SessionHandle.rollback`.
         """
 
-    def publish(self, handle: SessionHandle, staged: SessionHandle) -> None:
+    def stage(
+        self, handle: SessionHandle, info: SessionInfo, head: int = 0, *, window: int = 0
+    ) -> SessionHandle:
+        """A hidden stand-in for a claimed session, to be rebuilt under a new `info`.
+
+        It keeps the session's id, begins with its first `head` commits, takes no records, and is
+        invisible to `sessions`. Unless `publish`ed it is dropped when it is closed, at the latest
+        on the next opening of the store.
+
+        Raises:
+            InputError: `head` is none of the session's, or the layout or dtype of `info` is
+                another than that of the commits to share.
+            StoreError: as of `SessionHandle.rollback`.
+        """
+
+    def publish(
+        self,
+        handle: SessionHandle,
+        staged: SessionHandle,
+        *,
+        heads: Mapping[int, int | None] | None = None,
+        records: Sequence[Record] = (),
+    ) -> None:
         """In one transaction let `handle`'s session hold what `staged` holds; closes `staged`.
 
         `handle` stays valid, with the new info, head and files; its old files are unlinked, the
         session's records stay.
 
+        Args:
+            heads: for records tied to a commit, the number it has now; None: they go with it.
+                Those of commits that are not in it stay tied to the number they had.
+            records: documents to store with it, tied to the last commit of `staged`.
+
         Raises:
-            InputError: `staged` does not come from `stage` for the same session.
+            InputError: `staged` does not come from `stage` for the same session, or a record's
+                value is not JSON-able; nothing was changed.
         """
 
     def delete(self, session_id: str) -> None:
         """Delete a session, its files and its records.
 
+        Single words may stay behind in the full-text index until it is next cleaned: see `erase`.
+
         Raises:
             SessionNotFoundError: there is none of that id.
             SessionInUseError: it is open in this process.
+        """
+
+    def erase(self, session_id: str) -> None:
+        """Delete a session, and leave nothing of it to be found: `delete`, then `scrub`.
+
+        What sessions forked from it share stays theirs: erase them too.
+
+        Raises:
+            SessionNotFoundError, SessionInUseError: as `delete`.
+            StoreError: it was deleted, but not all traces could be removed; the message says what
+                to do.
+        """
+
+    def scrub(self) -> None:
+        """Remove every trace of what was deleted, rolled back or replaced before.
+
+        That is shared files that hold more than anybody needs, the full-text index, free pages and
+        the write-ahead log. Takes a time that grows with the whole store.
+
+        Raises:
+            StoreReadOnlyError: the store is open read-only.
+            StoreError: something stands in the way; the message says what.
         """
 
     def sweep(self, now: float | None = None) -> list[str]:

@@ -47,6 +47,15 @@ class TurnRecord:
 
 
 @dataclass(frozen=True)
+class Record:
+    """One JSON document for an adapter; see `longmem.records.Records`."""
+
+    namespace: str
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Commit:
     """One exchange, or several turns given at once: becomes durable as a whole or not at all.
 
@@ -59,6 +68,7 @@ class Commit:
             commits are concatenated along dim 0, name by name: one dtype and one trailing shape
             per name.
         state: tensors that replace those of the previous commit (score sums, RNG, offsets).
+        records: documents that become durable with the exchange; they go when the commit goes.
     """
 
     parent: int
@@ -68,6 +78,21 @@ class Commit:
     kv: Sequence[Tensor]
     blocks: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
+    records: Sequence[Record] = ()
+
+
+@dataclass(frozen=True)
+class CommitPoint:
+    """Where a commit ends: what a session held once it was through.
+
+    Args:
+        head: its number, from 1; 0 stands for the empty session.
+        n_turns, n_tokens: turns and tokens up to there.
+    """
+
+    head: int
+    n_turns: int
+    n_tokens: int
 
 
 @dataclass(frozen=True)
@@ -96,10 +121,13 @@ class SessionInfo:
         layout: per layer (H_kv, D); the shape of the K/V rows.
         dtype: name of the K/V dtype, for instance "float32".
         head: number of commits so far.
-        bytes: bytes this session's files hold on disk (shared files counted once).
+        bytes: bytes this session's files hold on disk; a file that it shares with others counts in
+            full for each of them.
         charged: bytes that count against `max_bytes`: those files and the session's rows.
         max_bytes: most bytes it may be charged with; None: no limit.
         ttl: seconds after `updated_at` when `Store.sweep` may delete it; None: never.
+        parent: id of the session it was forked from, which may be gone by now; None: of none.
+        parent_turn: index of the last turn it took over from there; -1: it took none.
     """
 
     id: str
@@ -117,6 +145,8 @@ class SessionInfo:
     charged: int = 0
     max_bytes: int | None = None
     ttl: float | None = None
+    parent: str | None = None
+    parent_turn: int | None = None
 
     @property
     def expires_at(self) -> float | None:

@@ -7,10 +7,11 @@ string. The work per token does not depend on the length of the reply.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from longmem.chat.reasoning import THINK_TAGS, ReasoningFilter, Tags, held_back
+from longmem.chat.reasoning import THINK_TAGS, ReasoningFilter, Tags
+from longmem.lookahead import held_back
 
 REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are not (yet) a character."""
@@ -85,10 +86,12 @@ class TextStream:
     Args:
         tokenizer: a Hugging Face tokenizer.
         stop_strings: the text ends before the one that is complete first, outside reasoning.
-        skip_ids: ids that are no text, besides the tokenizer's special tokens (but for `tags`).
+        skip_ids: ids that are no text, besides the tokenizer's special tokens (but for `tags` and
+            `markers`).
         tags: what encloses reasoning; None if nothing does.
         opened: the reply begins inside reasoning (`ChatFormat.opens_reasoning`).
         lead: white space that is not the reply's, if it begins with it (`ChatFormat.reply_lead`).
+        markers: special tokens that are text all the same (`ChatFormat.tool_markers`).
     """
 
     def __init__(
@@ -100,9 +103,10 @@ class TextStream:
         tags: Tags | None = THINK_TAGS,
         opened: bool = False,
         lead: str = "",
+        markers: Iterable[str] = (),
     ) -> None:
         self._decoder = IncrementalDecoder(tokenizer)
-        self._skip = frozenset([*skip_ids, *_special_ids(tokenizer, tags)])
+        self._skip = frozenset([*skip_ids, *_special_ids(tokenizer, {*(tags or ()), *markers})])
         self._filter = ReasoningFilter(tags, opened=opened) if tags else None
         self._stops = tuple(stop for stop in stop_strings if stop)
         self._lead = lead
@@ -174,9 +178,9 @@ class TextStream:
         return piece
 
 
-def _special_ids(tokenizer: Any, tags: Tags | None) -> list[int]:
+def _special_ids(tokenizer: Any, shown: Collection[str]) -> list[int]:
     return [
         int(index)
         for index, token in tokenizer.added_tokens_decoder.items()
-        if token.special and str(token) not in (tags or ())
+        if token.special and str(token) not in shown
     ]

@@ -50,6 +50,24 @@ class Recalled:
 
 
 @dataclass(frozen=True)
+class Recollection:
+    """A turn that `Session.recall` found.
+
+    Args:
+        turn: the turn.
+        score: for "memory" the share, 0 to 1, of the look-ups' votes that its blocks received; for
+            "text" the BM25 score of the full-text search. The two cannot be compared.
+        source: "memory": its blocks were looked up for the query; "text": words of it match.
+        snippet: the part of it that was found.
+    """
+
+    turn: Turn
+    score: float
+    source: Literal["memory", "text"]
+    snippet: str
+
+
+@dataclass(frozen=True)
 class Usage:
     """Token and look-up counts of one reply.
 

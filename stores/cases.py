@@ -53,6 +53,10 @@ def assert_closed(handle: SessionHandle, commit: Commit) -> None:
         lambda: handle.merge(1),
         handle.turns,
         lambda: handle.turns_at([0]),
+        lambda: handle.point(0),
+        handle.points,
+        lambda: handle.rollback(0),
+        lambda: handle.search("turn", 1),
     ]
     for use in uses:
         with raises(SessionClosedError):

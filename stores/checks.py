@@ -9,6 +9,7 @@ from torch import Tensor
 from longmem.errors import InputError, StaleWriterError
 from longmem.store import Commit, SessionInfo, TurnRecord
 from longmem.stores.header import DTYPES
+from longmem.stores.rows import to_json
 
 _STORABLE = frozenset(DTYPES.values())
 
@@ -31,7 +32,7 @@ def check_commit(info: SessionInfo, commit: Commit) -> None:
     Raises:
         StaleWriterError: it was built on another head.
         InputError: gaps in positions or turns, K/V of another layout or dtype, a tensor that
-            cannot be stored.
+            cannot be stored, a record that is not JSON-able.
     """
     if commit.parent != info.head:
         raise StaleWriterError(
@@ -45,6 +46,8 @@ def check_commit(info: SessionInfo, commit: Commit) -> None:
     for name, tensor in {**commit.blocks, **commit.state}.items():
         if tensor.dtype not in _STORABLE:
             raise _refused(info, f"holds {name!r} of dtype {tensor.dtype}, which has no file form")
+    for record in commit.records:
+        to_json(record.value)
     for name, tensor in commit.blocks.items():
         if tensor.dim() == 0:
             raise _refused(info, f"holds block tensor {name!r} without a dimension to append along")

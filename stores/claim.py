@@ -11,17 +11,26 @@ from longmem.errors import CorruptDataError, StaleWriterError
 from longmem.store import Commit, SessionInfo
 from longmem.stores.files import Files, load_files
 from longmem.stores.rows import insert_file, layout_id, session_of
+from longmem.stores.search_index import index_turns
 from longmem.stores.turn_file import FileRow
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A session's row and files, and the lease epoch it was claimed with."""
+    """A session's row and files, and the lease epoch it was claimed with.
+
+    Args:
+        shared: bytes that it was charged with when it was staged, for commits of the session that it
+            stands in for.
+        rollbacks: how often it had been rolled back then; a reader tells by it that its head is gone.
+    """
 
     key: int
     epoch: int
     info: SessionInfo
     files: Files
+    rollbacks: int = 0
+    shared: int = 0
 
     @cached_property
     def layout(self) -> str:
@@ -44,7 +53,7 @@ def claim_with(rows: sqlite3.Connection, claim: Claim, file: str, store: str) ->
 
 
 def check_belongs(file: FileRow, session: str, layout: str) -> None:
-    """A file must have been written for the session that refers to it.
+    """A file must have been written for the session that refers to it, or one it was forked from.
 
     Checked when the file is used and not when the session is opened: the recorded tokens of a
     session with a wrong file must stay readable, so that it can be rebuilt.
@@ -53,7 +62,7 @@ def check_belongs(file: FileRow, session: str, layout: str) -> None:
         CorruptDataError: it holds another session's rows, or rows of another layout.
     """
     identity = file.identity
-    if (identity.session, identity.layout) != (session, layout):
+    if (identity.session, identity.layout) != (file.origin or session, layout):
         raise CorruptDataError(
             f"session {session!r}: file {file.name} was written for session {identity.session!r}"
             f" with layout {identity.layout}; restore a backup, or rebuild the session from its"
@@ -68,13 +77,13 @@ def advance_session(rows: sqlite3.Connection, claim: Claim, after: SessionInfo) 
         StaleWriterError: they are not.
     """
     cursor = rows.execute(
-        """UPDATE sessions SET head = ?, n_turns = ?, n_tokens = ?, bytes = ?, updated_at = ?
-           WHERE key = ? AND head = ? AND lease_epoch = ?""",
+        """UPDATE sessions SET head = ?, n_turns = ?, n_tokens = ?, bytes = bytes + ?,
+           updated_at = ? WHERE key = ? AND head = ? AND lease_epoch = ?""",
         (
             after.head,
             after.n_turns,
             after.n_tokens,
-            after.bytes,
+            after.bytes - claim.info.bytes,  # a shared file may have been trimmed meanwhile
             after.updated_at,
             claim.key,
             claim.info.head,
@@ -116,6 +125,16 @@ def insert_turns(rows: sqlite3.Connection, key: int, turns: Sequence[Mapping[str
            :extra, :checksum)""",
         [{**turn, "session": key} for turn in turns],
     )
+    index_turns(rows, key, [turn["idx"] for turn in turns])
+
+
+def reloaded(rows: sqlite3.Connection, claim: Claim, store: str) -> Claim | None:
+    """`claim` as the database now has it; None if its session is gone."""
+    row = rows.execute("SELECT * FROM sessions WHERE key = ?", (claim.key,)).fetchone()
+    if row is None:
+        return None
+    info = session_of(row)
+    return replace(claim, info=info, files=load_files(rows, claim.key, info.head, store))
 
 
 def check_lease(rows: sqlite3.Connection, claim: Claim) -> None:
@@ -131,5 +150,5 @@ def check_lease(rows: sqlite3.Connection, claim: Claim) -> None:
     if held is None:
         raise StaleWriterError(
             f"session {claim.info.id!r}: another writer took it over or deleted it; nothing was"
-            " published. Close the session and open it again."
+            " changed. Close the session and open it again."
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
 
 from longmem.errors import CorruptDataError, SessionClosedError
-from longmem.store import SessionInfo, Snapshot, TurnRecord
+from longmem.store import CommitPoint, SessionInfo, Snapshot, TurnRecord
 from longmem.stores.checks import check_positions
 from longmem.stores.claim import Claim, check_belongs
 from longmem.stores.database import Database
@@ -19,7 +21,9 @@ from longmem.stores.folder import Folder
 from longmem.stores.open_file import TurnFile
 from longmem.stores.reading import Reading
 from longmem.stores.rows import turn_of
+from longmem.stores.search_index import matching_texts
 from longmem.stores.turn_file import FileRow
+from longmem.stores.words import query_words, ranked
 
 Result = TypeVar("Result")
 
@@ -75,7 +79,7 @@ class ClaimedSession:
         """Turns ``start <= index < stop``, in order."""
         claim = self.claim
         start, stop = max(start, 0), _clamp(stop, claim.info.n_turns)
-        with self.database.transaction() as rows:
+        with self._rows(claim) as rows:
             found = rows.execute(
                 "SELECT * FROM turns WHERE session = ? AND idx >= ? AND idx < ? ORDER BY idx",
                 (claim.key, start, stop),
@@ -89,7 +93,7 @@ class ClaimedSession:
         claim = self.claim
         check_positions(claim.info, positions)
         found: dict[int, TurnRecord] = {}
-        with self.database.transaction() as rows:
+        with self._rows(claim) as rows:
             for position in dict.fromkeys(positions):
                 row = rows.execute(
                     """SELECT * FROM turns WHERE session = ? AND start <= ?
@@ -100,6 +104,45 @@ class ClaimedSession:
                     raise self._gone_or(f"no turn is recorded for token {position}")
                 found[position] = turn_of(row, self._id)
         return [found[position] for position in positions]
+
+    def point(self, n_turns: int) -> CommitPoint:
+        """The last commit that ends at or before the first `n_turns` turns."""
+        claim = self.claim
+        with self._rows(claim) as rows:
+            found = rows.execute(
+                """SELECT seq, stop_turn, stop FROM commits
+                   WHERE session = ? AND seq <= ? AND stop_turn <= ? ORDER BY seq DESC LIMIT 1""",
+                (claim.key, claim.info.head, n_turns),
+            ).fetchone()
+        return CommitPoint(0, 0, 0) if found is None else CommitPoint(*found)
+
+    def points(self, start_head: int = 0) -> list[CommitPoint]:
+        """Where the commits behind `start_head` end, in order."""
+        claim = self.claim
+        with self._rows(claim) as rows:
+            found = rows.execute(
+                """SELECT seq, stop_turn, stop FROM commits
+                   WHERE session = ? AND seq > ? AND seq <= ? ORDER BY seq""",
+                (claim.key, start_head, claim.info.head),
+            ).fetchall()
+        return [CommitPoint(*row) for row in found]
+
+    def search(self, query: str, k: int) -> list[tuple[int, float, str]]:
+        """The `k` turns whose text matches words of `query` best: (turn index, score, snippet)."""
+        claim = self.claim
+        with self._rows(claim) as rows:
+            texts = matching_texts(rows, claim.key, query_words(query))
+        n_turns = claim.info.n_turns
+        seen = {index: text for index, text in texts.items() if index < n_turns}
+        return ranked(query, seen, n_turns, k)
+
+    @contextmanager
+    def _rows(self, claim: Claim) -> Iterator[sqlite3.Connection]:
+        """A transaction; a reader's only while the session is still what it was."""
+        with self.database.transaction() as rows:
+            if self.database.read_only and _has_gone(rows, claim):
+                raise self._gone()
+            yield rows
 
     def _read(self, read: Callable[[Reading], Result], *, fresh: bool = False) -> Result:
         """Read from the session's files; again if they were merged meanwhile.
@@ -130,7 +173,7 @@ class ClaimedSession:
         """The claim, if its files are others by now than when `claim` was taken.
 
         Raises:
-            SessionClosedError: the writer deleted or rebuilt the session.
+            SessionClosedError: the writer deleted it, rebuilt it or rolled it back.
         """
         if not self.database.read_only:
             current = self.claim
@@ -146,22 +189,27 @@ class ClaimedSession:
             return self._claim
 
     def _is_gone(self) -> bool:
-        """Whether a writer deleted or rebuilt the session under this read-only handle."""
+        """Whether a writer took away what this read-only handle reads."""
         if not self.database.read_only:
             return False
         with self.database.transaction() as rows:
-            key = self.claim.key
-            return not rows.execute("SELECT 1 FROM sessions WHERE key = ?", (key,)).fetchone()
+            return _has_gone(rows, self.claim)
 
     def _gone(self) -> SessionClosedError:
         return SessionClosedError(
-            f"session {self._id!r} was deleted or rebuilt by its writer; open it again"
+            f"session {self._id!r} was deleted, rebuilt or rolled back by its writer; open it again"
         )
 
     def _gone_or(self, what: str) -> SessionClosedError | CorruptDataError:
         if self._is_gone():
             return self._gone()
         return CorruptDataError(f"session {self._id!r}: {what}; restore the store from a backup")
+
+
+def _has_gone(rows: sqlite3.Connection, claim: Claim) -> bool:
+    """Whether the session was deleted, rebuilt (then it has another key) or rolled back."""
+    row = rows.execute("SELECT rollbacks FROM sessions WHERE key = ?", (claim.key,)).fetchone()
+    return row is None or row["rollbacks"] != claim.rollbacks
 
 
 def _clamp(stop: int | None, n_turns: int) -> int:

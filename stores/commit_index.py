@@ -60,6 +60,17 @@ class CommitIndex:
         index = zlib.compress(json.dumps(self._commits, separators=(",", ":")).encode())
         return {INDEX: _bytes(index), STATES: _bytes(bytes(self._states))}
 
+    def beginning(self, commits: int, states: Tensor) -> dict[str, Tensor]:
+        """As `tensors`, of the first `commits` commits alone.
+
+        Args:
+            states: ``[n]`` uint8, what lies under ``commits.states`` for all of them.
+        """
+        first = CommitIndex(self._commits[:commits])
+        places = [place for commit in first._commits for place in commit["state"].values()]
+        stop = max((offset + nbytes for _, _, offset, nbytes in places), default=0)
+        return {INDEX: first.tensors()[INDEX], STATES: states[:stop]}
+
     def _place(self, name: str, tensor: Tensor) -> list[Any]:
         """Where a tensor lies: where it lay for the commit before, if it is still the same."""
         data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -16,15 +16,27 @@ from __future__ import annotations
 from longmem.stores import (
     cases_blocks,
     cases_commits,
+    cases_forks,
     cases_limits,
     cases_records,
+    cases_rollback,
+    cases_search,
     cases_sessions,
 )
 from longmem.stores.cases import CASES, Case, MakeStore
 
 __all__ = ["CASES", "Case", "MakeStore", "run"]
 
-_FAMILIES = (cases_commits, cases_blocks, cases_sessions, cases_limits, cases_records)
+_FAMILIES = (
+    cases_commits,
+    cases_blocks,
+    cases_sessions,
+    cases_rollback,
+    cases_forks,
+    cases_search,
+    cases_limits,
+    cases_records,
+)
 """Importing them fills CASES."""
 
 

@@ -18,6 +18,7 @@ from sqlite_utils import Database as UtilsDatabase
 
 from longmem.errors import CorruptDataError, StoreError
 from longmem.stores.migrations import check_format, migrations
+from longmem.stores.search_index import prepare_index
 
 _BUSY_SECONDS = 10.0  # readers hold the database for milliseconds; ten seconds means stuck
 
@@ -81,6 +82,25 @@ class Database:
             if self._connection is not None and not self.read_only:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def vacuum(self) -> None:
+        """Write the database anew without its free pages, and empty the write-ahead log.
+
+        Raises:
+            StoreError: the disk is full, or another process is reading.
+        """
+        with self._lock, _translated(self.path):
+            if self._connection is None:
+                raise StoreError(f"the store {self.path.parent} is closed; open it again")
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            self._connection.execute("VACUUM")
+            ((busy, *_),) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            raise StoreError(
+                f"{self.path}: another process is reading it, so that its write-ahead log cannot be"
+                " emptied; close it there and call scrub()"
+            )
+
     def close(self) -> None:
         """Close the connection. Closing twice is fine."""
         with self._lock:
@@ -117,6 +137,8 @@ def _prepare(connection: sqlite3.Connection, read_only: bool) -> UtilsDatabase:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         migrations.apply(utils)
+        with utils.atomic():
+            prepare_index(connection)
     connection.row_factory = sqlite3.Row
     return utils
 

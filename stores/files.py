@@ -33,6 +33,10 @@ class Extent:
         return self.last - self.first + 1
 
 
+_LAST = """(SELECT max(d.seq) FROM commits d
+               WHERE d.file = c.file AND d.session = :key AND d.seq <= :head)"""
+"""SQL for the last commit that the session has in the file of its commit `c`."""
+
 BlockRows = Callable[[Extent], Mapping[str, int]]
 """Rows of each append-only tensor that an extent adds to the session."""
 
@@ -91,25 +95,23 @@ class Files:
 def load_files(rows: sqlite3.Connection, key: int, head: int, store: str) -> Files:
     """The files of a session's first `head` commits, in commit order.
 
-    From file to file by the number of commits each holds: a merged session of many thousand
-    commits has a few hundred.
+    From file to file: a merged session of many thousand commits has a few hundred. A file may hold
+    more commits than the session has of it, because another session shares it.
     """
     files = Files()
     for row in rows.execute(
-        """WITH RECURSIVE held(seq, start, file, commits) AS (
-             SELECT c.seq, c.start, c.file, f.commits FROM commits c JOIN files f ON f.key = c.file
+        f"""WITH RECURSIVE held(seq, start, file, origin, last) AS (
+             SELECT c.seq, c.start, c.file, c.origin, {_LAST} FROM commits c
              WHERE c.session = :key AND c.seq = 1 AND c.seq <= :head
              UNION ALL
-             SELECT c.seq, c.start, c.file, f.commits FROM held
-             JOIN commits c ON c.session = :key AND c.seq = held.seq + held.commits
-             JOIN files f ON f.key = c.file WHERE c.seq <= :head)
-           SELECT f.*, held.seq AS first_seq, held.start AS first, last.seq AS last_seq,
-             last.stop AS last FROM held JOIN files f ON f.key = held.file
-           JOIN commits last ON last.session = :key
-             AND last.seq = min(held.seq + held.commits - 1, :head)
+             SELECT c.seq, c.start, c.file, c.origin, {_LAST} FROM held
+             JOIN commits c ON c.session = :key AND c.seq = held.last + 1 WHERE c.seq <= :head)
+           SELECT f.*, held.seq AS first_seq, held.start AS first, held.origin AS origin,
+             last.seq AS last_seq, last.stop AS last FROM held JOIN files f ON f.key = held.file
+           JOIN commits last ON last.session = :key AND last.seq = held.last
            ORDER BY held.seq""",
         {"key": key, "head": head},
     ):
-        file = file_of(row, store)
+        file = file_of(row, store, row["origin"])
         files.append(Extent(row["first"], row["last"], row["first_seq"], row["last_seq"], file))
     return files

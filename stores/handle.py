@@ -27,11 +27,13 @@ from longmem.stores.claim import (
     claim_with,
     insert_commit,
     insert_turns,
+    reloaded,
 )
 from longmem.stores.claimed import ClaimedSession
 from longmem.stores.database import Database
 from longmem.stores.files import Extent
 from longmem.stores.folder import Folder
+from longmem.stores.forking import check_head, check_window, point_of
 from longmem.stores.merged_file import write_merged
 from longmem.stores.merging import (
     identity_of,
@@ -43,7 +45,9 @@ from longmem.stores.merging import (
 )
 from longmem.stores.open_file import TurnFile
 from longmem.stores.quota import Limits
+from longmem.stores.record_rows import insert_records
 from longmem.stores.removal import sweep, work_off_queue
+from longmem.stores.rewinding import rewind
 from longmem.stores.rows import session_by_key, turn_values
 from longmem.stores.turn_file import FileRow, Identity
 from longmem.stores.usage import charge, check_room, limited
@@ -61,6 +65,7 @@ class SQLiteHandle(ClaimedSession):
     order store, merging, handle, database.
 
     Args:
+        tidy: removes the files a transaction left without need; takes the store's lock.
         merge_bytes: K/V bytes of a merged file; None: files are never merged.
     """
 
@@ -71,11 +76,13 @@ class SQLiteHandle(ClaimedSession):
         store: str,
         claim: Claim,
         on_close: Callable[[SQLiteHandle], None],
+        tidy: Callable[[], None],
         limits: Limits,
         merge_bytes: int | None,
     ) -> None:
         super().__init__(database, folder, store, claim)
         self._on_close = on_close
+        self._tidy = tidy
         self._limits = limits
         self._merge_bytes = merge_bytes
         self._merging = threading.Lock()
@@ -104,7 +111,8 @@ class SQLiteHandle(ClaimedSession):
                     advance_session(rows, claim, after)
                     insert_commit(rows, claim, commit, file, after)
                     insert_turns(rows, claim.key, turns)
-                    after = charge(rows, claim.key, after, self._limits)
+                    insert_records(rows, claim, after.head, commit.records)
+                    after = charge(rows, claim.key, after, self._limits, claim.shared)
                 claim.files.append(Extent(commit.start, commit.stop, after.head, after.head, file))
                 self._claim = replace(claim, info=after)
             except BaseException as error:
@@ -131,6 +139,35 @@ class SQLiteHandle(ClaimedSession):
             with suppress(StoreError):  # what cannot be unlinked stays queued
                 work_off_queue(self.database, self._folder)
             return True
+
+    def rollback(self, head: int, *, window: int = 0) -> None:
+        """Drop all commits behind `head`, their turns, and the records tied to them."""
+        self._writable()
+        with self._merging, self.lock:
+            claim = self.claim
+            check_head(claim.info, head)
+            if head == claim.info.head:
+                return
+            try:
+                with self.database.transaction() as rows:
+                    stop = point_of(rows, claim.key, head).n_tokens
+                    check_window(self._id, claim.files, stop, window)
+                    rewind(rows, claim, head)
+                    after = reloaded(rows, claim, self._store)
+                self._claim = after
+            except BaseException:
+                with suppress(StoreError):
+                    self.refresh()  # an interrupt may have come when COMMIT was through
+                raise
+        with suppress(StoreError):  # what cannot be unlinked stays queued
+            self._tidy()
+
+    def refresh(self) -> None:
+        """Go on from what the database holds: other sessions' changes may concern shared files."""
+        with self.lock:
+            if self._claim is not None:
+                with self.database.transaction() as rows:
+                    self._claim = reloaded(rows, self._claim, self._store) or self._claim
 
     def limit(self, *, max_bytes: int | None, ttl: float | None) -> None:
         """Set how many bytes the session may be charged with, and when it expires."""
@@ -173,7 +210,7 @@ class SQLiteHandle(ClaimedSession):
     def _merged(self, claim: Claim, run: Sequence[Extent], *, kv: bool) -> FileRow:
         """Write the file that will replace those of `run`."""
         files = [extent.file for extent in run]
-        identity = identity_of(run)
+        identity = identity_of(self._id, run)
         try:
             return self._folder.place(
                 lambda path: write_merged(path, files, self._source, identity, kv=kv),

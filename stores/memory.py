@@ -5,58 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from weakref import WeakValueDictionary
 
 from longmem.errors import InputError, SessionInUseError, SessionNotFoundError, StoreError
-from longmem.store import Problem, SessionHandle, SessionInfo
+from longmem.store import Problem, Record, SessionHandle, SessionInfo
+from longmem.stores.checks import check_id
+from longmem.stores.forking import check_head, check_shared
 from longmem.stores.memory_handle import Held, InMemoryHandle
+from longmem.stores.memory_records import InMemoryRecords
 from longmem.stores.memory_usage import Totals
 from longmem.stores.quota import Limits
 from longmem.stores.rows import to_json
-
-
-class InMemoryRecords:
-    """`longmem.store.Records` in RAM; values are kept as JSON text, so that nothing is shared."""
-
-    def __init__(self, store: InMemoryStore) -> None:
-        self._store = store
-        self._records: dict[tuple[str, str], tuple[str, str | None]] = {}
-
-    def put(self, namespace: str, key: str, value: Any, *, session: str | None = None) -> None:
-        """Store or replace; with `session`, the record is deleted together with that session."""
-        text = to_json(value)
-        with self._store.guard:
-            if session is not None:
-                self._store.find(session)
-            self._records[namespace, key] = (text, session)
-
-    def get(self, namespace: str, key: str) -> Any | None:
-        """The value, or None."""
-        found = self._records.get((namespace, key))
-        return None if found is None else json.loads(found[0])
-
-    def list(self, namespace: str, prefix: str = "") -> list[tuple[str, Any]]:
-        """(key, value) pairs whose key starts with `prefix`, ordered by key."""
-        with self._store.guard:
-            return [
-                (key, json.loads(text))
-                for (space, key), (text, _) in sorted(self._records.items())
-                if space == namespace and key.startswith(prefix)
-            ]
-
-    def delete(self, namespace: str, key: str) -> bool:
-        """Delete; False if there was none."""
-        with self._store.guard:
-            return self._records.pop((namespace, key), None) is not None
-
-    def drop_session(self, session: str) -> None:
-        """Delete what was tied to a session."""
-        kept = {name: value for name, value in self._records.items() if value[1] != session}
-        self._records = kept
 
 
 class InMemoryStore:
@@ -72,7 +35,7 @@ class InMemoryStore:
         self._sessions: dict[str, Held] = {}
         self._staged: list[Held] = []
         self._handles: WeakValueDictionary[str, InMemoryHandle] = WeakValueDictionary()
-        self._records = InMemoryRecords(self)
+        self._records = InMemoryRecords(self.guard, self.find)
         self._closed = False
 
     @property
@@ -82,11 +45,12 @@ class InMemoryStore:
 
     def create(self, info: SessionInfo) -> SessionHandle:
         """Create and claim a session that is not there yet."""
+        check_id(info.id)
         with self.guard:
             self._usable(info.id)
-            if info.id in self._sessions:
-                raise SessionInUseError(f"session {info.id!r} exists already; open it")
-            self._sessions[info.id] = Held(self.totals.enter(_fresh(info)))
+            self._unused(info.id)
+            fresh = replace(_fresh(info), parent=None, parent_turn=None)
+            self._sessions[info.id] = Held(self.totals.enter(fresh))
             return self._claim(self._sessions[info.id])
 
     def open(self, session_id: str) -> SessionHandle:
@@ -94,6 +58,10 @@ class InMemoryStore:
         with self.guard:
             self._usable(session_id)
             return self._claim(self.find(session_id))
+
+    def info(self, session_id: str) -> SessionInfo:
+        """A session, open or not, as of its last commit."""
+        return self.find(session_id).info
 
     def sessions(self, owner: str | None = None) -> list[SessionInfo]:
         """All sessions (of one owner), the most recently used first."""
@@ -103,25 +71,62 @@ class InMemoryStore:
         infos = [info for info in infos if owner is None or info.owner == owner]
         return sorted(infos, key=lambda info: -info.updated_at)
 
-    def stage(self, handle: SessionHandle, info: SessionInfo) -> SessionHandle:
-        """A hidden, empty stand-in for a claimed session, to be rebuilt under a new `info`."""
+    def fork(
+        self, session_id: str, info: SessionInfo, head: int, *, window: int = 0
+    ) -> SessionHandle:
+        """Create and claim a session that begins with commits ``1 .. head`` of another."""
+        check_id(info.id)
         with self.guard:
-            fresh = _fresh(replace(info, id=_own(handle).held.info.id))
-            staged = Held(self.totals.enter(fresh))
+            self._usable(info.id)
+            self._unused(info.id)
+            source = self.find(session_id)
+            check_head(source.info, head)
+            fresh = replace(
+                _fresh(info),
+                fingerprint=source.info.fingerprint,
+                layout=source.info.layout,
+                dtype=source.info.dtype,
+                parent=session_id,
+                parent_turn=source.point(head).n_turns - 1,
+            )
+            self._sessions[info.id] = self._begun(source, fresh, head)
+            return self._claim(self._sessions[info.id])
+
+    def stage(
+        self, handle: SessionHandle, info: SessionInfo, head: int = 0, *, window: int = 0
+    ) -> SessionHandle:
+        """A hidden stand-in for a claimed session, to be rebuilt under a new `info`."""
+        with self.guard:
+            source = _own(handle).held
+            of = source.info
+            check_shared(of, info, head)
+            fresh = replace(_fresh(info), id=of.id, parent=of.parent, parent_turn=of.parent_turn)
+            staged = self._begun(source, fresh, head, staged=True)
             self._staged.append(staged)
             return InMemoryHandle(self, staged)
 
-    def publish(self, handle: SessionHandle, staged: SessionHandle) -> None:
+    def publish(
+        self,
+        handle: SessionHandle,
+        staged: SessionHandle,
+        *,
+        heads: Mapping[int, int | None] | None = None,
+        records: Sequence[Record] = (),
+    ) -> None:
         """Let `handle`'s session hold what `staged` holds; closes `staged`."""
+        for record in records:
+            to_json(record.value)
         with self.guard:
             old, new = _own(handle), _own(staged)
             session, replaced = new.held, old.held
-            is_staged = any(session is waiting for waiting in self._staged)
-            if not is_staged or session.info.id != replaced.info.id:
+            if not self.is_staged(session) or session.info.id != replaced.info.id:
                 raise InputError("publish takes what stage() returned for the same session")
             self._sessions[session.info.id] = session
             self._drop_staged(lambda waiting: waiting is session)
             self.totals.leave(replaced.info)
+            session.shared = 0
+            self._records.move(session.info.id, heads or {})
+            self._records.committed(records, session.info.id, session.info.head)
             old.take_over(session)
             new.close()
 
@@ -134,6 +139,15 @@ class InMemoryStore:
             for held in self._drop_staged(lambda waiting: waiting.info.id == session_id):
                 self.totals.leave(held.info)
             self._records.drop_session(session_id)
+
+    def erase(self, session_id: str) -> None:
+        """Delete a session; in RAM nothing is left of it."""
+        self.delete(session_id)
+
+    def scrub(self) -> None:
+        """Nothing to do: what was deleted is gone."""
+        if self._closed:
+            raise StoreError("the store is closed; make a new one")
 
     def sweep(self, now: float | None = None) -> list[str]:
         """Delete the sessions that have expired and are not open; returns their ids."""
@@ -191,6 +205,23 @@ class InMemoryStore:
     def holds(self, session: Held) -> bool:
         """Whether a session is still here: stored, or staged and not dropped."""
         return any(session is held for held in [*self._sessions.values(), *self._staged])
+
+    def is_staged(self, session: Held) -> bool:
+        """Whether it is a stand-in that waits to be published."""
+        return any(session is waiting for waiting in self._staged)
+
+    def _begun(self, source: Held, fresh: SessionInfo, head: int, *, staged: bool = False) -> Held:
+        """A new session that holds the first `head` commits of `source`."""
+        entered = self.totals.enter(fresh)
+        try:
+            return source.beginning(entered, head, self.totals, staged=staged)
+        except BaseException:
+            self.totals.leave(entered)
+            raise
+
+    def _unused(self, session_id: str) -> None:
+        if session_id in self._sessions:
+            raise SessionInUseError(f"session {session_id!r} exists already; open it")
 
     def _drop_staged(self, goes: Callable[[Held], bool]) -> list[Held]:
         dropped = [held for held in self._staged if goes(held)]

@@ -7,17 +7,20 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from longmem.errors import SessionClosedError, StaleWriterError
-from longmem.store import Commit, SessionInfo, Snapshot, TurnRecord
+from longmem.errors import InputError, SessionClosedError, StaleWriterError
+from longmem.store import Commit, CommitPoint, SessionInfo, Snapshot, TurnRecord
 from longmem.stores.checks import check_block_rows, check_commit, check_positions, check_rows
-from longmem.stores.memory_usage import commit_bytes
+from longmem.stores.forking import check_head
+from longmem.stores.memory_usage import Totals, commit_bytes
 from longmem.stores.quota import check_limits
 from longmem.stores.rows import to_json, turn_values
+from longmem.stores.words import ranked
 
 if TYPE_CHECKING:
     from longmem.stores.memory import InMemoryStore
@@ -25,11 +28,44 @@ if TYPE_CHECKING:
 
 @dataclass
 class Held:
-    """What is stored of one session; commits hold clones of the caller's tensors."""
+    """What is stored of one session; commits hold clones of the caller's tensors.
+
+    Args:
+        shared: bytes that a stand-in was charged with for commits it took over.
+    """
 
     info: SessionInfo
     commits: list[Commit] = field(default_factory=list)
     turns: list[TurnRecord] = field(default_factory=list)
+    shared: int = 0
+
+    def point(self, head: int) -> CommitPoint:
+        """Where commit `head` ends."""
+        n_turns = sum(len(commit.turns) for commit in self.commits[:head])
+        return CommitPoint(head, n_turns, self.commits[head - 1].stop if head else 0)
+
+    def beginning(
+        self, info: SessionInfo, head: int, totals: Totals, *, staged: bool = False
+    ) -> Held:
+        """A session `info` with the first `head` commits of this one, charged with them.
+
+        Raises:
+            StoreFullError: there is no room for them, and it is no stand-in.
+        """
+        point, commits = self.point(head), self.commits[:head]
+        needed = sum(map(commit_bytes, commits))
+        if not staged:
+            totals.check(info, needed)
+        after = _at(totals.charge(info, needed), point)
+        return Held(after, commits, self.turns[: point.n_turns], needed if staged else 0)
+
+    def rewind(self, head: int, totals: Totals) -> None:
+        """Drop the commits behind `head`, and what they were charged with."""
+        point = self.point(head)
+        info = totals.charge(self.info, -sum(map(commit_bytes, self.commits[head:])))
+        self.info = replace(_at(info, point), updated_at=time.time())
+        self.commits = self.commits[:head]
+        self.turns = self.turns[: point.n_turns]
 
     def rows(self, layer: int, start: int, stop: int) -> Iterator[Tensor]:
         """The pieces of a layer's K/V rows ``start .. stop``, found by bisection."""
@@ -76,12 +112,18 @@ class InMemoryHandle:
             if not self._store.holds(session):
                 raise StaleWriterError(f"session {self._id!r} was deleted; nothing was written")
             check_commit(session.info, commit)
+            if commit.records and self._store.is_staged(session):
+                raise InputError(
+                    f"session {self._id!r}: a stand-in that is being rebuilt takes no records;"
+                    " nothing was written. Put them when it is published."
+                )
             totals, needed = self._store.totals, commit_bytes(commit)
-            totals.check(session.info, needed)
+            totals.check(session.info, needed, session.shared)
             kept = _kept(commit)
             session.commits.append(kept)
             session.turns.extend(kept.turns)
             session.info = totals.charge(_advanced(session.info, kept), needed)
+            self._store.records.committed(commit.records, self._id, session.info.head)
             return session.info.head
 
     def snapshot(self, lazy: Sequence[str] = ()) -> Snapshot | None:
@@ -143,6 +185,41 @@ class InMemoryHandle:
         check_positions(session.info, positions)
         return [session.turn_at(position) for position in positions]
 
+    def point(self, n_turns: int) -> CommitPoint:
+        """The last commit that ends at or before the first `n_turns` turns."""
+        within = [point for point in self.points() if point.n_turns <= n_turns]
+        return within[-1] if within else CommitPoint(0, 0, 0)
+
+    def points(self, start_head: int = 0) -> list[CommitPoint]:
+        """Where the commits behind `start_head` end, in order."""
+        with self._store.guard:
+            commits = list(self.held.commits)
+        ends = accumulate(len(commit.turns) for commit in commits)
+        points = [
+            CommitPoint(head, n_turns, commit.stop)
+            for head, (commit, n_turns) in enumerate(zip(commits, ends, strict=True), 1)
+        ]
+        return points[max(start_head, 0) :]
+
+    def rollback(self, head: int, *, window: int = 0) -> None:
+        """Drop all commits behind `head`, their turns, and the records tied to them."""
+        with self._store.guard:
+            session = self.held
+            if not self._store.holds(session):
+                raise StaleWriterError(f"session {self._id!r} was deleted; nothing was changed")
+            check_head(session.info, head)
+            if head == session.info.head:
+                return
+            session.rewind(head, self._store.totals)
+            if not self._store.is_staged(session):
+                self._store.records.rewind(self._id, head)
+
+    def search(self, query: str, k: int) -> list[tuple[int, float, str]]:
+        """The `k` turns whose text matches words of `query` best: (turn index, score, snippet)."""
+        with self._store.guard:
+            turns = list(self.held.turns)
+        return ranked(query, {turn.index: turn.text for turn in turns}, len(turns), k)
+
     def limit(self, *, max_bytes: int | None, ttl: float | None) -> None:
         """Set how many bytes the session may be charged with, and when it expires."""
         check_limits(max_bytes, ttl)
@@ -172,6 +249,7 @@ def _kept(commit: Commit) -> Commit:
         kv=[tensor.detach().cpu().clone() for tensor in commit.kv],
         blocks=_clones(commit.blocks),
         state=_clones(commit.state),
+        records=(),
     )
 
 
@@ -183,6 +261,10 @@ def _kept_turn(turn: TurnRecord) -> TurnRecord:
 
 def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _at(info: SessionInfo, point: CommitPoint) -> SessionInfo:
+    return replace(info, head=point.head, n_turns=point.n_turns, n_tokens=point.n_tokens)
 
 
 def _advanced(info: SessionInfo, commit: Commit) -> SessionInfo:

@@ -28,25 +28,25 @@ class Totals:
         Raises:
             StoreFullError: there is no room for it.
         """
-        return self.charge(replace(info, charged=0), session_bytes(info))
+        needed = session_bytes(info)
+        self.check(replace(info, charged=0), needed)
+        return self.charge(replace(info, charged=0), needed)
 
     def charge(self, info: SessionInfo, needed: int) -> SessionInfo:
-        """`info` charged with `needed` bytes more.
-
-        Raises:
-            StoreFullError: a limit would be exceeded; nothing was charged.
-        """
-        self.check(info, needed)
+        """`info` charged with `needed` bytes more, for which there is room, or which it gives back."""
         self._add(info.owner, needed)
         return replace(info, charged=info.charged + needed)
 
-    def check(self, info: SessionInfo, needed: int) -> None:
+    def check(self, info: SessionInfo, needed: int, shared: int = 0) -> None:
         """Refuse what does not fit.
+
+        Args:
+            shared: see `longmem.stores.quota.Usage.without`.
 
         Raises:
             StoreFullError: a limit would be exceeded.
         """
-        self._limits.check(info, self.used(info), needed)
+        self._limits.check(info, self.used(info).without(shared), needed)
 
     def used(self, info: SessionInfo) -> Usage:
         """What a session, its owner and the store hold."""

@@ -69,7 +69,7 @@ def write_merged(
             columns[name].append(tensor.numpy().data)
         for source in sources:
             file = opened(source)
-            for name in [name for name in file.entries("") if name in columns]:
+            for name in [name for name in file.entries(("kv.", "blocks.")) if name in columns]:
                 columns[name].append(memoryview(file.data(name)))
         os.fsync(fd)
         size = os.fstat(fd).st_size

@@ -71,10 +71,11 @@ def keeps_kv(run: Sequence[Extent], drop_kv: bool, keep: int) -> bool:
     return not drop_kv or _stays(run[0], keep)
 
 
-def identity_of(run: Sequence[Extent]) -> Identity:
+def identity_of(session_id: str, run: Sequence[Extent]) -> Identity:
     """The identity of the file that replaces `run`."""
     return replace(
         run[0].file.identity,
+        session=session_id,
         start=run[0].start,
         stop=run[-1].stop,
         chunk_rows=CHUNK_ROWS,
@@ -97,7 +98,9 @@ def replace_files(
     span = (claim.key, run[0].first, run[-1].last)
     key = insert_file(rows, file, time.time())
     rows.execute(
-        "UPDATE commits SET file = ? WHERE session = ? AND seq BETWEEN ? AND ?", (key, *span)
+        """UPDATE commits SET file = ?, origin = NULL
+           WHERE session = ? AND seq BETWEEN ? AND ?""",
+        (key, *span),
     )
     unnamed = """name = ? AND NOT EXISTS (SELECT 1 FROM commits c WHERE c.file = files.key)"""
     old = [(name,) for name in names]

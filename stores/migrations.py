@@ -43,7 +43,14 @@ def m003_limits(db: Database) -> None:
     db.execute("PRAGMA user_version = 3")
 
 
-STEPS = (m001_first_schema, m002_merged_files, m003_limits)
+def m004_forks(db: Database) -> None:
+    """Sessions that share commits, records tied to a commit, files to be trimmed, texts to search."""
+    for statement in _FORKS:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = 4")
+
+
+STEPS = (m001_first_schema, m002_merged_files, m003_limits, m004_forks)
 FORMAT = len(STEPS)
 
 migrations = Migrations("longmem")
@@ -171,4 +178,19 @@ _MERGED_FILES = (
     "ALTER TABLE files ADD COLUMN commits INTEGER NOT NULL DEFAULT 1",
     "ALTER TABLE files ADD COLUMN blocks TEXT NOT NULL DEFAULT 'null'",
     "ALTER TABLE files ADD COLUMN kv INTEGER NOT NULL DEFAULT 1",
+)
+
+_FORKS = (
+    "ALTER TABLE sessions ADD COLUMN parent TEXT",
+    "ALTER TABLE sessions ADD COLUMN parent_turn INTEGER",
+    "ALTER TABLE sessions ADD COLUMN rollbacks INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE commits ADD COLUMN origin TEXT",
+    "ALTER TABLE records ADD COLUMN head INTEGER",
+    "DROP INDEX records_session",
+    "CREATE INDEX records_session ON records(session, head) WHERE session IS NOT NULL",
+    """
+    CREATE TABLE trim_queue (
+        file INTEGER PRIMARY KEY REFERENCES files(key) ON DELETE CASCADE
+    )""",
+    "CREATE VIEW turn_texts AS SELECT (session << 32) | idx AS docid, text FROM turns",
 )

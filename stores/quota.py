@@ -3,10 +3,11 @@
 What counts (`SessionInfo.charged`): the bytes of the session's files as they were written, and for
 each row of it in the database (the session's own, one per commit, one per turn) the lengths of its
 text and blobs (text, ids, spans, extra, metadata ...) and `ROW_BYTES`. An `InMemoryStore` counts
-the bytes of its tensors instead of files. A hidden session that is being rebuilt counts beside the
-one it stands in for, but not against that one's own limit. Not counted: checksums, indices, the
-write-ahead log, adapters' records, the rounding of files to disk blocks, and, for the moment in
-which files are merged, those that are replaced.
+the bytes of its tensors instead of files. A file that several sessions share counts in full for
+each of them. A hidden session that is being rebuilt counts beside the one it stands in for, but not
+against that one's own limit, and not for the commits that it took over from it. Not counted:
+checksums, indices, the full-text index, the write-ahead log, adapters' records, the rounding of
+files to disk blocks, and, for the moment in which files are merged, those that are replaced.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Usage(NamedTuple):
     session: int
     owner: int
     store: int
+
+    def without(self, shared: int) -> Usage:
+        """Of a stand-in, which holds `shared` bytes together with the session it stands in for: for
+        owner and store they count once."""
+        return Usage(self.session, self.owner - shared, self.store - shared)
 
 
 @dataclass(frozen=True)

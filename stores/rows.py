@@ -45,11 +45,20 @@ def insert_session(
         info.dtype,
         float(info.created_at),
     )
+    born = (info.parent, info.parent_turn)
     cursor = rows.execute(
         """INSERT INTO sessions(id, owner, metadata, fingerprint, layout, dtype, created_at,
-           checksum, updated_at, staged_for, max_bytes, ttl, lease_epoch)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)""",
-        (*fixed, checksum(*fixed), info.updated_at, staged_for, info.max_bytes, info.ttl),
+           checksum, parent, parent_turn, updated_at, staged_for, max_bytes, ttl, lease_epoch)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)""",
+        (
+            *fixed,
+            _session_checksum(fixed, born),
+            *born,
+            info.updated_at,
+            staged_for,
+            info.max_bytes,
+            info.ttl,
+        ),
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
@@ -65,7 +74,13 @@ def find_session(rows: sqlite3.Connection, session_id: str) -> sqlite3.Row | Non
 
 def session_by_key(rows: sqlite3.Connection, key: int) -> SessionInfo:
     """A session that is known to be there."""
-    return session_of(rows.execute("SELECT * FROM sessions WHERE key = ?", (key,)).fetchone())
+    return session_of(session_row(rows, key))
+
+
+def session_row(rows: sqlite3.Connection, key: int) -> sqlite3.Row:
+    """The row of a session that is known to be there."""
+    row: sqlite3.Row = rows.execute("SELECT * FROM sessions WHERE key = ?", (key,)).fetchone()
+    return row
 
 
 def is_published(rows: sqlite3.Connection, key: int) -> bool:
@@ -82,7 +97,8 @@ def session_of(row: sqlite3.Row) -> SessionInfo:
     Raises:
         CorruptDataError: it fails its checksum.
     """
-    if checksum(*(row[name] for name in _FIXED)) != row["checksum"]:
+    fixed, born = tuple(row[name] for name in _FIXED), (row["parent"], row["parent_turn"])
+    if _session_checksum(fixed, born) != row["checksum"]:
         raise CorruptDataError(
             f"session {row['id']!r}: its row fails its checksum; restore the store from a backup"
         )
@@ -102,6 +118,8 @@ def session_of(row: sqlite3.Row) -> SessionInfo:
         charged=row["bytes"] + row["row_bytes"],
         max_bytes=row["max_bytes"],
         ttl=row["ttl"],
+        parent=row["parent"],
+        parent_turn=row["parent_turn"],
     )
 
 
@@ -132,8 +150,12 @@ def insert_file(rows: sqlite3.Connection, file: FileRow, created_at: float) -> i
     return cursor.lastrowid
 
 
-def file_of(row: sqlite3.Row, store: str) -> FileRow:
-    """A row of ``files``."""
+def file_of(row: sqlite3.Row, store: str, origin: str | None = None) -> FileRow:
+    """A row of ``files``.
+
+    Args:
+        origin: the session that wrote it, where that is not the one that reads it.
+    """
     identity = Identity(
         store=store,
         session=row["session"],
@@ -151,6 +173,7 @@ def file_of(row: sqlite3.Row, store: str) -> FileRow:
         checksums=row["checksums"],
         blocks=json.loads(row["blocks"]),
         kv=bool(row["kv"]),
+        origin=origin,
     )
 
 
@@ -212,6 +235,13 @@ def to_json(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise InputError(f"cannot store {type(value).__name__} as JSON: {error}") from None
+
+
+def _session_checksum(
+    fixed: tuple[str | float | None, ...], born: tuple[str | None, int | None]
+) -> int:
+    """Of the columns that never change; of a session that is no fork as before there were any."""
+    return checksum(*fixed) if born[0] is None else checksum(*fixed, *born)
 
 
 def _span_of(tokens: int, leading: int, layers: list[int] | None = None) -> Span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -30,13 +31,14 @@ def sample_info(session_id: str = "alice", **changes: object) -> SessionInfo:
 
 
 def sample_commit(info: SessionInfo, lengths: Sequence[int] = (7, 5)) -> Commit:
-    """A commit that continues `info` with one turn per length; other contents at every head.
+    """A commit that continues `info` with one turn per length; other contents in every session and
+    at every head.
 
     Args:
         lengths: tokens of each turn.
     """
     start, stop = info.n_tokens, info.n_tokens + sum(lengths)
-    random = torch.Generator().manual_seed(1_000 + info.head)
+    random = torch.Generator().manual_seed(zlib.crc32(info.id.encode()) + info.head)
     dtype = getattr(torch, info.dtype)
 
     def noise(*shape: int) -> Tensor:

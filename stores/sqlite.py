@@ -10,38 +10,37 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
-from typing import Self
-from weakref import WeakValueDictionary
 
-from longmem.errors import (
-    InputError,
-    SessionInUseError,
-    SessionNotFoundError,
-    StoreReadOnlyError,
-)
-from longmem.store import Problem, SessionHandle, SessionInfo
+from longmem.errors import InputError, SessionInUseError, StoreError
+from longmem.store import Problem, Record, SessionHandle, SessionInfo
 from longmem.stores.checks import check_id
 from longmem.stores.claim import Claim, check_lease
-from longmem.stores.database import Database
 from longmem.stores.expiry import Sweeper, check_sweeping, delete_expired
 from longmem.stores.files import Files, load_files
-from longmem.stores.folder import Folder
+from longmem.stores.forking import check_head, check_shared, check_window, point_of, share_commits
 from longmem.stores.handle import SQLiteHandle
-from longmem.stores.lock import WriterLock
 from longmem.stores.merging import MERGE_BYTES
+from longmem.stores.opened import OpenedStore
 from longmem.stores.quota import Limits
+from longmem.stores.record_rows import insert_records, move_records
 from longmem.stores.records import SQLiteRecords
-from longmem.stores.removal import recover, remove_session, work_off_queue
-from longmem.stores.rows import find_session, insert_session, is_published, session_of
+from longmem.stores.removal import remove_session
+from longmem.stores.rows import (
+    find_session,
+    insert_session,
+    is_published,
+    session_by_key,
+    session_of,
+    session_row,
+)
+from longmem.stores.scrubbing import scrub
 from longmem.stores.usage import charge
 from longmem.stores.verify import verify
 
 
-class SQLiteStore:
+class SQLiteStore(OpenedStore):
     """`longmem.store.Store` in a directory; safe to use from several threads.
 
     Args:
@@ -66,31 +65,9 @@ class SQLiteStore:
         sweep_every: float | None = None,
         merge_bytes: int | None = MERGE_BYTES,
     ) -> None:
-        self._limits = Limits(max_bytes, max_owner_bytes)
+        limits = Limits(max_bytes, max_owner_bytes)
         check_sweeping(sweep_every, read_only)
-        self.path = Path(path).expanduser().absolute()
-        self.read_only = read_only
-        self._merge_bytes = merge_bytes
-        self._guard = threading.RLock()
-        self._claimed: WeakValueDictionary[str, SQLiteHandle] = WeakValueDictionary()
-        self._staged: set[SQLiteHandle] = set()
-        self._folder = Folder(self.path, create=not read_only)
-        self._writer = None if read_only else WriterLock(self.path / "lock")
-        try:
-            self._database = Database(
-                self._folder.database,
-                read_only=read_only,
-                before_creation=self._folder.refuse_if_used,
-            )
-            with self._database.transaction() as rows:
-                found = rows.execute("SELECT value FROM meta WHERE name = 'store'").fetchone()
-            self._store_id: str = found["value"]
-            if not read_only:
-                recover(self._database, self._folder)
-                self._database.truncate_log()
-        except BaseException:
-            self._release()
-            raise
+        super().__init__(path, read_only=read_only, limits=limits, merge_bytes=merge_bytes)
         self._sweeper = Sweeper(self.sweep, sweep_every)
 
     @property
@@ -102,12 +79,11 @@ class SQLiteStore:
         """Create and claim a session that is not there yet."""
         self._writable()
         check_id(info.id)
-        fresh = replace(info, head=0, n_turns=0, n_tokens=0, bytes=0, charged=0)
+        fresh = replace(_empty(info), parent=None, parent_turn=None)
         with self._guard:
             self._unclaimed(info.id)
             with self._database.transaction() as rows:
-                if find_session(rows, info.id) is not None:
-                    raise SessionInUseError(f"session {info.id!r} exists already; open it")
+                self._unused(rows, info.id)
                 key = insert_session(rows, fresh)
                 fresh = charge(rows, key, fresh, self._limits)
             handle = self._handle(Claim(key, 1, fresh, Files()))
@@ -127,9 +103,14 @@ class SQLiteStore:
                     )
                 info = session_of(row)
                 files = load_files(rows, row["key"], info.head, self._store_id)
-            handle = self._handle(Claim(row["key"], epoch, info, files))
+            handle = self._handle(Claim(row["key"], epoch, info, files, row["rollbacks"]))
             self._claimed[session_id] = handle
             return handle
+
+    def info(self, session_id: str) -> SessionInfo:
+        """A session, open or not, as of its last commit."""
+        with self._database.transaction() as rows:
+            return session_of(self._found(rows, session_id))
 
     def sessions(self, owner: str | None = None) -> list[SessionInfo]:
         """All sessions (of one owner), the most recently used first."""
@@ -142,24 +123,63 @@ class SQLiteStore:
             ).fetchall()
         return [session_of(row) for row in found]
 
-    def stage(self, handle: SessionHandle, info: SessionInfo) -> SessionHandle:
-        """A hidden, empty stand-in for a claimed session, to be rebuilt under a new `info`.
+    def fork(
+        self, session_id: str, info: SessionInfo, head: int, *, window: int = 0
+    ) -> SessionHandle:
+        """Create and claim a session that begins with commits ``1 .. head`` of another."""
+        self._writable()
+        check_id(info.id)
+        with self._guard:
+            self._unclaimed(info.id)
+            with self._database.transaction() as rows:
+                self._unused(rows, info.id)
+                source = self._found(rows, session_id)
+                of = session_of(source)
+                check_head(of, head)
+                fresh = replace(
+                    _empty(info),
+                    fingerprint=of.fingerprint,
+                    layout=of.layout,
+                    dtype=of.dtype,
+                    parent=session_id,
+                    parent_turn=point_of(rows, source["key"], head).n_turns - 1,
+                )
+                claim = self._begun(rows, source, fresh, head, window)
+            handle = self._handle(claim)
+            self._claimed[info.id] = handle
+            return handle
+
+    def stage(
+        self, handle: SessionHandle, info: SessionInfo, head: int = 0, *, window: int = 0
+    ) -> SessionHandle:
+        """A hidden stand-in for a claimed session, to be rebuilt under a new `info`.
 
         It goes by the session's id whatever `info` says, and is dropped when it is closed or the
         store is opened anew before `publish`.
         """
         self._writable()
-        name = self._own(handle).claim.info.id
-        fresh = replace(info, id=name, head=0, n_turns=0, n_tokens=0, bytes=0, charged=0)
-        with self._database.transaction() as rows:
-            key = insert_session(rows, fresh, staged_for=name)
-            fresh = charge(rows, key, fresh, self._limits)
-        staged = self._handle(Claim(key, 1, fresh, Files()))
+        claim = self._own(handle).claim
+        of = claim.info
+        check_shared(of, info, head)
+        fresh = replace(_empty(info), id=of.id, parent=of.parent, parent_turn=of.parent_turn)
         with self._guard:
+            with self._database.transaction() as rows:
+                check_lease(rows, claim)
+                source = session_row(rows, claim.key)
+                staged = self._handle(
+                    self._begun(rows, source, fresh, head, window, staged_for=of.id)
+                )
             self._staged.add(staged)
         return staged
 
-    def publish(self, handle: SessionHandle, staged: SessionHandle) -> None:
+    def publish(
+        self,
+        handle: SessionHandle,
+        staged: SessionHandle,
+        *,
+        heads: Mapping[int, int | None] | None = None,
+        records: Sequence[Record] = (),
+    ) -> None:
         """In one transaction let `handle`'s session hold what `staged` holds; closes `staged`."""
         self._writable()
         old, new = self._own(handle), self._own(staged)
@@ -167,25 +187,27 @@ class SQLiteStore:
             before, built = old.claim, new.claim
             if new not in self._staged or built.info.id != before.info.id:
                 raise InputError("publish takes what stage() returned for the same session")
-            after = replace(built, epoch=before.epoch + 1)
+            after = replace(built, epoch=before.epoch + 1, shared=0)
             try:
                 with self._database.transaction() as rows:
                     check_lease(rows, before)
                     check_lease(rows, built)
                     remove_session(rows, before.key)
+                    move_records(rows, after.info.id, heads or {})
                     rows.execute(
                         "UPDATE sessions SET staged_for = NULL, lease_epoch = ? WHERE key = ?",
                         (after.epoch, after.key),
                     )
+                    insert_records(rows, after, after.info.head, records)
             except BaseException:
                 with self._database.transaction() as rows:
                     published = is_published(rows, after.key)
                 if published:  # Ctrl-C came when COMMIT was through
                     self._swap(old, new, after)
-                    self._erase()
+                    self._tidy()
                 raise
             self._swap(old, new, after)
-        self._erase()
+        self._tidy()
 
     def delete(self, session_id: str) -> None:
         """Delete a session, its files and its records."""
@@ -198,7 +220,24 @@ class SQLiteStore:
                 for row in rows.execute(staged, (session_id,)).fetchall():
                     remove_session(rows, row["key"])
                 rows.execute("DELETE FROM records WHERE session = ?", (session_id,))
-            self._erase()
+            self._tidy()
+
+    def erase(self, session_id: str) -> None:
+        """Delete a session, and leave nothing of it to be found."""
+        self.delete(session_id)
+        try:
+            self.scrub()
+        except StoreError as error:
+            raise StoreError(
+                f"session {session_id!r} was deleted, but traces of it may be left: {error}. Call"
+                " scrub() when that is mended."
+            ) from error
+
+    def scrub(self) -> None:
+        """Remove every trace of what was deleted, rolled back or replaced before."""
+        self._writable()
+        with self._guard:
+            scrub(self._database, self._folder, self._store_id, self._refresh)
 
     def sweep(self, now: float | None = None) -> list[str]:
         """Delete the sessions that have expired and are not open in this process; returns their ids."""
@@ -215,27 +254,7 @@ class SQLiteStore:
     def close(self) -> None:
         """Release locks and connections. Closing twice is fine."""
         self._sweeper.stop()  # before the guard is taken: a sweep under way needs it
-        with self._guard:
-            try:
-                for handle in [*self._staged, *self._claimed.values()]:
-                    handle.close()
-            finally:
-                self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _handle(self, claim: Claim) -> SQLiteHandle:
-        place = (self._database, self._folder, self._store_id)
-        return SQLiteHandle(*place, claim, self._forget, self._limits, self._merge_bytes)
+        super().close()
 
     def _swap(self, old: SQLiteHandle, new: SQLiteHandle, after: Claim) -> None:
         """What `publish` does behind its transaction; in this order it may break off anywhere."""
@@ -243,52 +262,29 @@ class SQLiteStore:
         new.release()
         self._staged.discard(new)
 
-    def _forget(self, handle: SQLiteHandle) -> None:
-        """A handle closes: its claim ends; a stand-in nobody published goes."""
-        with self._guard:
-            claim = handle.release()
-            if claim is None:
-                return
-            if self._claimed.get(claim.info.id) is handle:
-                del self._claimed[claim.info.id]
-            if handle not in self._staged:
-                return
-            self._staged.discard(handle)
-            with self._database.transaction() as rows:
-                if not is_published(rows, claim.key):
-                    remove_session(rows, claim.key)
-            self._erase()
+    def _begun(
+        self,
+        rows: sqlite3.Connection,
+        source: sqlite3.Row,
+        fresh: SessionInfo,
+        head: int,
+        window: int,
+        *,
+        staged_for: str | None = None,
+    ) -> Claim:
+        """A new session that holds the first `head` commits of `source`."""
+        key = insert_session(rows, fresh, staged_for=staged_for)
+        share_commits(rows, source, key, fresh.id, head)
+        if staged_for is None or not head:
+            charge(rows, key, fresh, self._limits)
+        info, files = session_by_key(rows, key), load_files(rows, key, head, self._store_id)
+        check_window(source["id"], files, info.n_tokens, window)
+        return Claim(key, 1, info, files, shared=info.charged if staged_for and head else 0)
 
-    def _erase(self) -> None:
-        work_off_queue(self._database, self._folder)
-        self._database.truncate_log()
+    def _unused(self, rows: sqlite3.Connection, session_id: str) -> None:
+        if find_session(rows, session_id) is not None:
+            raise SessionInUseError(f"session {session_id!r} exists already; open it")
 
-    def _own(self, handle: SessionHandle) -> SQLiteHandle:
-        if not isinstance(handle, SQLiteHandle) or handle.database is not self._database:
-            raise InputError("the handle belongs to another store")
-        return handle
 
-    def _found(self, rows: sqlite3.Connection, session_id: str) -> sqlite3.Row:
-        row = find_session(rows, session_id)
-        if row is None:
-            raise SessionNotFoundError(f"the store {self.path} has no session {session_id!r}")
-        return row
-
-    def _unclaimed(self, session_id: str) -> None:
-        if session_id in self._claimed:
-            raise SessionInUseError(
-                f"session {session_id!r} is open in this process; close it first"
-            )
-
-    def _writable(self) -> None:
-        if self.read_only:
-            raise StoreReadOnlyError(
-                f"the store {self.path} is open read-only; nothing was written"
-            )
-
-    def _release(self) -> None:
-        if hasattr(self, "_database"):
-            self._database.close()
-        self._folder.close()
-        if self._writer is not None:
-            self._writer.release()
+def _empty(info: SessionInfo) -> SessionInfo:
+    return replace(info, head=0, n_turns=0, n_tokens=0, bytes=0, charged=0)

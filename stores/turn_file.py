@@ -81,6 +81,8 @@ class FileRow:
         checksums: CRC-32 values as uint32: the header's, then each tensor's pieces in file order.
         blocks: rows of each append-only tensor in it; None for a file of format 1.
         kv: whether it holds K/V rows; a merge may have dropped them.
+        origin: the session that wrote it, where the one that reads it was forked from that; None:
+            the reading session itself.
     """
 
     name: str
@@ -89,6 +91,7 @@ class FileRow:
     checksums: bytes
     blocks: Mapping[str, int] | None = field(default=None, compare=False)
     kv: bool = True
+    origin: str | None = field(default=None, compare=False)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], identity: Identity) -> FileRow:

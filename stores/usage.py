@@ -48,19 +48,22 @@ _TOTALS = """
 """
 
 
-def charge(rows: sqlite3.Connection, key: int, info: SessionInfo, limits: Limits) -> SessionInfo:
+def charge(
+    rows: sqlite3.Connection, key: int, info: SessionInfo, limits: Limits, shared: int = 0
+) -> SessionInfo:
     """`info` with what its session counts now; called when its rows are in, before COMMIT.
 
     Args:
         key: the session's row.
         info: the session as it was charged last.
+        shared: see `longmem.stores.quota.Usage.without`.
 
     Raises:
         StoreFullError: with those rows in, a limit is exceeded; the caller's transaction undoes them.
     """
     used = used_by(rows, key)
     needed = used.session - info.charged
-    limits.check(info, Usage(*(held - needed for held in used)), needed)
+    limits.check(info, Usage(*(held - needed for held in used)).without(shared), needed)
     return replace(info, charged=used.session)
 
 
@@ -81,7 +84,7 @@ def check_room(
         return
     needed = file_bytes(tensors, identity.metadata()) + turn_bytes(turns) + ROW_BYTES
     with database.transaction() as rows:
-        limits.check(claim.info, used_by(rows, claim.key), needed)
+        limits.check(claim.info, used_by(rows, claim.key).without(claim.shared), needed)
 
 
 def limited(database: Database, claim: Claim, max_bytes: int | None, ttl: float | None) -> Claim:

@@ -11,10 +11,22 @@ from longmem.stores import folder as folders
 from longmem.stores.claim import check_belongs
 from longmem.stores.database import Database
 from longmem.stores.folder import Folder
-from longmem.stores.records import record_value
+from longmem.stores.record_rows import record_value
 from longmem.stores.rows import file_of, layout_id, session_of, turn_of
+from longmem.stores.search_index import check_index
 from longmem.stores.turn_file import FileRow
 from longmem.stores.usage import check_totals
+
+_TOO_LONG = """
+    SELECT f.name FROM files f WHERE f.commits > 1
+      AND f.key NOT IN (SELECT file FROM trim_queue)
+      AND f.commits > (SELECT max(n) FROM (SELECT count(*) AS n FROM commits c
+                       WHERE c.file = f.key GROUP BY c.session))
+"""
+_UNTIED = """
+    SELECT key, session FROM records WHERE session IS NOT NULL
+      AND session NOT IN (SELECT id FROM sessions WHERE staged_for IS NULL)
+"""
 
 
 def verify(database: Database, folder: Folder, store: str, session_id: str | None) -> list[Problem]:
@@ -110,11 +122,11 @@ def _check_turns(rows: sqlite3.Connection, key: int, info: SessionInfo) -> Itera
 
 def _files(rows: sqlite3.Connection, key: int, store: str) -> list[FileRow]:
     found = rows.execute(
-        """SELECT * FROM files WHERE key IN (SELECT file FROM commits WHERE session = ?)
-           ORDER BY start, key""",
+        """SELECT DISTINCT f.*, c.origin FROM commits c JOIN files f ON f.key = c.file
+           WHERE c.session = ? ORDER BY f.start, f.key""",
         (key,),
     )
-    return [file_of(row, store) for row in found]
+    return [file_of(row, store, row["origin"]) for row in found]
 
 
 def _check_owner(info: SessionInfo, file: FileRow) -> Iterator[Problem]:
@@ -148,8 +160,25 @@ def _check_database(database: Database) -> Iterator[Problem]:
                 "SELECT name FROM files WHERE key NOT IN (SELECT file FROM commits)"
             ).fetchall():
                 yield Problem(None, row["name"], "the file belongs to no commit")
+            for row in rows.execute(_TOO_LONG).fetchall():
+                yield Problem(
+                    None, row["name"], "the file holds commits that no session refers to any more"
+                )
+            if not database.read_only:
+                yield from _check_search(rows, database)
     except StoreError as error:
         yield Problem(None, database.path.name, str(error))
+
+
+def _check_search(rows: sqlite3.Connection, database: Database) -> Iterator[Problem]:
+    try:
+        check_index(rows)
+    except sqlite3.DatabaseError as error:
+        yield Problem(
+            None,
+            database.path.name,
+            f"the full-text index does not hold the words of the turns ({error}); restore a backup",
+        )
 
 
 def _check_adapters(database: Database) -> Iterator[Problem]:
@@ -159,6 +188,10 @@ def _check_adapters(database: Database) -> Iterator[Problem]:
                 record_value(row)
             except CorruptDataError as error:
                 yield Problem(row["session"], None, str(error))
+        for row in rows.execute(_UNTIED).fetchall():
+            yield Problem(
+                row["session"], None, f"record {row['key']!r} is tied to a session that is gone"
+            )
 
 
 def _orphans(database: Database, folder: Folder) -> Iterator[Problem]:

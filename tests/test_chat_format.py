@@ -465,7 +465,7 @@ def test_the_identity_tells_formats_apart() -> None:
 def test_a_tokenizer_without_a_template_gets_the_plain_format(kind: str) -> None:
     tok = bare_tokenizer(kind)
     chat = ChatFormat.from_tokenizer(tok)
-    assert chat.roles == ("system", "user", "assistant")
+    assert chat.roles == ("system", "user", "assistant", "tool")
     assert chat.stop_strings == ("\nUser:",)
     assert chat.eos_ids == {tok.eos_token_id}
     assert not chat.reads_eos(tok.eos_token_id)
@@ -474,8 +474,8 @@ def test_a_tokenizer_without_a_template_gets_the_plain_format(kind: str) -> None
     ids = one_by_one(chat, talk) + chat.reply_header_ids()
     whole = f"{SYSTEM}\n\nUser: Hi!\nAssistant: Hello.\nUser: Who?\nAssistant:"
     assert ids == tok(whole, add_special_tokens=False)["input_ids"]
-    with pytest.raises(ChatFormatError, match="tool turns"):
-        chat.turn_ids("tool", "x", previous="user")
+    result = tok.decode(chat.turn_ids("tool", "x", previous="assistant"))
+    assert result.strip() == "User: <tool_response>\nx\n</tool_response>"
 
 
 def test_the_plain_format_starts_with_bos_where_the_tokenizer_adds_one(test_data: Path) -> None:

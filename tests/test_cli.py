@@ -39,7 +39,7 @@ def test_the_version_is_printed(longmem: Command) -> None:
     assert longmem("--version").out == f"longmem {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "chat", "sessions", "bench"])
+@pytest.mark.parametrize("command", ["demo", "chat", "sessions", "serve", "mcp", "bench"])
 def test_every_command_explains_itself(longmem: Command, command: str) -> None:
     assert command in longmem("--help").out
     assert longmem(command, "--help").code == 0

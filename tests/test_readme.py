@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import Command
+from server_process import shared
 
 from longmem import MemoryConfig
 from longmem.cli import app, demo
@@ -61,6 +62,8 @@ def test_the_python_blocks_run_one_after_the_other(
 ) -> None:
     names: dict[str, object] = {}
     for number, text in enumerate(text for language, text in BLOCKS if language == "python"):
+        if "127.0.0.1:8000" in text:
+            text = text.replace("http://127.0.0.1:8000", shared().url)
         exec(compile(text, f"README.md, Python block {number}", "exec"), names)
     assert "tokens from memory" in capsys.readouterr().out
 
@@ -72,7 +75,9 @@ def test_the_longmem_commands_run_one_after_the_other(
     monkeypatch.setattr(demo, "_process", lambda *words: app(list(words), standalone_mode=False))
     longmem = Command(monkeypatch, capsys)
     for words in shell_lines():
-        if words[0] == "longmem":
+        if words[:2] == ["longmem", "serve"]:  # its client's block has such a server
+            assert longmem("serve", "--help").code == 0 and words[2:] == ["--store", "chats"]
+        elif words[0] == "longmem":
             done = longmem(*shrunk(words[1:]), stdin="Hello.")
             assert done.code == 0, f"{shlex.join(words)}: {done.err}"
 
@@ -83,7 +88,8 @@ def test_the_other_commands_exist() -> None:
         if words[0] == "make":
             assert words[1] in targets
         if words[0] == "python":
-            assert words[1:] == ["-m", "pip", "install", "--editable", "."]
+            assert words[1:-1] == ["-m", "pip", "install", "--editable"]
+            assert words[-1] in (".", ".[server]")
 
 
 def test_the_settings_table_states_the_defaults() -> None:

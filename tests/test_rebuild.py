@@ -77,18 +77,20 @@ def test_another_template_changes_the_ids_and_nothing_else(
     assert info.metadata == {"m": 1}
 
 
-def test_progress_moves_within_a_batch_and_across_them(
-    engine: Engine, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+def test_commits_end_where_they_ended_and_progress_moves_within_and_across_them(
+    engine: Engine, store: SQLiteStore
 ) -> None:
     with engine.session("a", store=store) as session:
-        session.add(chatter(60))
+        session.add(chatter(40))
+        session.add(chatter(20))
         tokens = session.stats().tokens
-    assert commits(store) == 1
-    monkeypatch.setattr(rebuilding, "_TOKENS_PER_COMMIT", tokens // 2)
+        points = session._conversation.ledger.handle.points()
+    assert commits(store) == 2
     quick = Engine(engine.model, engine.tokenizer, SMALL, segment_tokens=tokens // 8)
     seen: list[tuple[int, int]] = []
     quick.session("a", store=store, rebuild=True, progress=lambda *at: seen.append(at)).close()
-    assert commits(store) == 2
+    with engine.session("a", store=store) as session:
+        assert session._conversation.ledger.handle.points() == points
     done = [at for at, _ in seen]
     assert len(done) >= 8 and done == sorted(set(done))
     assert done[-1] == tokens and {total for _, total in seen} == {tokens}

@@ -204,6 +204,8 @@ def test_one_stop_string_may_be_given_bare() -> None:
         ({"max_new_tokens": True}, "max_new_tokens"),
         ({"max_new_tokens": 2.5}, "max_new_tokens"),
         ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": 1e-300}, "temperature is 1e-300"),
+        ({"repetition_penalty": 1e-5}, "repetition_penalty is 1e-05"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"temperature": 1, "top_k": -1}, "top_k"),

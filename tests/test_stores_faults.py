@@ -97,7 +97,7 @@ def test_a_transaction_that_fails_at_commit_itself_leaves_nothing(
     def and_break_a_deferred_key(rows: sqlite3.Connection, key: int, turns: Any) -> None:
         insert_turns(rows, key, turns)
         rows.execute("PRAGMA defer_foreign_keys = ON")
-        rows.execute("INSERT INTO commits VALUES (-1, 1, -1, 0, 0, 0, 0, 0)")
+        rows.execute("INSERT INTO commits VALUES (-1, 1, -1, 0, 0, 0, 0, 0, NULL)")
 
     path = tmp_path / "store"
     with SQLiteStore(path) as store:

@@ -134,7 +134,7 @@ def test_a_reader_learns_that_its_session_was_deleted(path: Path) -> None:
         handle = reader.open("alice")
         store.delete("alice")
         for read in (handle.snapshot, handle.turns, lambda: handle.turns_at([0])):
-            with pytest.raises(SessionClosedError, match="deleted or rebuilt"):
+            with pytest.raises(SessionClosedError, match="deleted, rebuilt"):
                 read()
         handle.close()
         with pytest.raises(SessionNotFoundError):

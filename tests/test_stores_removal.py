@@ -165,7 +165,7 @@ def test_a_deletion_cut_short_while_unlinking_is_finished_by_the_next_opening(
 def test_a_file_two_sessions_share_goes_with_the_last_of_them(path: Path) -> None:
     with sqlite3.connect(path / "longmem.db") as connection:
         connection.execute(
-            "INSERT INTO commits SELECT 2, 3, file, 24, 24, 4, 4, 0 FROM commits"
+            "INSERT INTO commits SELECT 2, 3, file, 24, 24, 4, 4, 0, NULL FROM commits"
             " WHERE session = 1 AND seq = 1"
         )
     connection.close()

@@ -107,7 +107,15 @@ def test_look_ups_use_an_index(tmp_path: Path) -> None:
         store.open("alice").close()
         store.records.put("space", "key", 1, session="alice")
         store.records.get("space", "key")
-        store.records.list("space", "k")
+        store.records.list("space", "k", after="k")
+        store.records.list("space", "k", newest_first=True, limit=3)
+        handle = store.fork("alice", sample_info("bob"), 2)
+        handle.point(3)
+        handle.points(1)
+        handle.search("turn", 2)
+        handle.rollback(1)
+        handle.close()
+        store.info("bob")
         store.sessions("owner")
         store.delete("alice")
     connection = sqlite3.connect(tmp_path / "store/longmem.db")
@@ -121,9 +129,14 @@ def test_look_ups_use_an_index(tmp_path: Path) -> None:
     scans = [
         (statement, plan)
         for statement, plan in plans.items()
-        if any(step.startswith("SCAN") and "unlink_queue" not in step for step in plan)
+        if any(step.startswith("SCAN") and not _bounded(step) for step in plan)
     ]
     assert scans == []
+
+
+def _bounded(step: str) -> bool:
+    """A queue, empty but for what is being done; or what the full-text index matches."""
+    return "_queue" in step or "VIRTUAL TABLE INDEX" in step
 
 
 def test_a_commit_of_another_dtype_is_read_back_in_its_own(tmp_path: Path) -> None:

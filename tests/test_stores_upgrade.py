@@ -1,4 +1,4 @@
-"""A store of the first format opens, is upgraded, and goes on."""
+"""A store of an older format opens, is upgraded, and goes on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from stores_older import downgrade
 
 from longmem.errors import StoreFormatError
+from longmem.store import Commit, Record
 from longmem.stores import SQLiteStore
 from longmem.stores.handle import SQLiteHandle
 from longmem.stores.samples import assert_equal, assert_holds, assert_same, fill, sample_info
 from longmem.stores.turn_file import Identity
 
-ADDED = {
-    "sessions": ("bytes", "row_bytes", "max_bytes", "ttl"),
-    "files": ("format", "commits", "blocks", "kv"),
-}
+MERGE_BYTES = 10_000  # K/V of three commits as `fill` makes them
 
 
 @pytest.fixture
@@ -32,18 +31,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with SQLiteStore(tmp_path / "store") as store, monkeypatch.context() as patch:
         patch.setattr(SQLiteHandle, "_identity", of_format_1)
         fill(store.create(sample_info()), 6)
-    with sqlite3.connect(tmp_path / "store/longmem.db") as database:
-        made = database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        for (name,) in made:
-            database.execute(f"DROP TRIGGER {name}")
-        database.execute("DROP TABLE usage")
-        database.execute("DROP INDEX sessions_expiring")
-        for table, columns in ADDED.items():
-            for column in columns:
-                database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        database.execute("DELETE FROM _sqlite_migrations WHERE name <> 'm001_first_schema'")
-        database.execute("PRAGMA user_version = 1")
-    database.close()
+    downgrade(tmp_path / "store", 1)
     return tmp_path / "store"
 
 
@@ -83,3 +71,54 @@ def test_an_old_store_holds_what_it_held_and_takes_commits_and_merges(path: Path
         snapshot = handle.snapshot()
         assert snapshot is not None
         assert_same(snapshot.state, commits[-1].state)
+
+
+def test_a_store_of_the_first_format_can_be_forked_rolled_back_and_searched(path: Path) -> None:
+    with SQLiteStore(path.with_name("other")) as other:
+        commits = fill(other.create(sample_info()), 6)
+    check_new_verbs(path, commits)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_store_with_merged_files_can_be_forked_rolled_back_and_searched(
+    tmp_path: Path, version: int
+) -> None:
+    path = tmp_path / "store"
+    with SQLiteStore(path, merge_bytes=MERGE_BYTES) as store:
+        handle = store.create(sample_info())
+        commits = fill(handle, 7)
+        while handle.merge(handle.info.n_tokens):
+            pass
+        before = handle.info
+    downgrade(path, version)
+    with pytest.raises(StoreFormatError, match=f"older format {version}"):
+        SQLiteStore(path, read_only=True)
+    with SQLiteStore(path) as store:
+        assert store.sessions() == [before]
+    check_new_verbs(path, commits)
+
+
+def check_new_verbs(path: Path, commits: list[Commit]) -> None:
+    with SQLiteStore(path, merge_bytes=MERGE_BYTES) as store:
+        assert store.verify() == []
+        store.records.put("space", "key", {"n": 1}, session="alice")
+        handle = store.open("alice")
+        assert [index for index, _, _ in handle.search("says 5", 1)] == [5]
+        fork = store.fork("alice", sample_info("bob"), 2)
+        handle.rollback(4)
+        assert_holds(handle, commits[:4])
+        assert_holds(fork, commits[:2])
+        record = Record("space", "reply", 2)
+        handle.commit(replace(commits[4], records=[record]))
+        assert_holds(handle, commits[:5])
+        assert store.records.list("space") == [("key", {"n": 1}), ("reply", 2)]
+        handle.rollback(4)
+        assert store.records.list("space") == [("key", {"n": 1})]
+        handle.close()
+        store.delete("alice")
+        assert store.records.list("space") == []
+        assert_holds(fork, commits[:2])
+        assert store.verify() == []
+    with sqlite3.connect(path / "longmem.db") as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (4,)
+    database.close()

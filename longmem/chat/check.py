@@ -72,7 +72,7 @@ def _compare(code: str, turns: Turns, template: ChatTemplate, encoder: TurnEncod
         if code in UNFINISHED:
             expected = expected[-len(got) :]
         if expected != got:
-            return _first_difference(code, expected, got, template.decode)
+            return first_difference(code, expected, got, template.decode)
     return None
 
 
@@ -94,7 +94,7 @@ def _compare_last_reply(
         expected, got = encoder.encode(text), _one_by_one(turns, messages)
         shorter = min(len(expected), len(got))
         if expected[:shorter] != got[:shorter]:
-            return _first_difference(code, expected, got, template.decode)
+            return first_difference(code, expected, got, template.decode)
     return None
 
 
@@ -114,9 +114,10 @@ def _conversations(code: str) -> Iterator[list[Message]]:
         yield messages_of(code, [TEXTS[(shift + i) % len(TEXTS)] for i in range(len(code))])
 
 
-def _first_difference(
+def first_difference(
     code: str, expected: list[int], got: list[int], decode: Callable[[Sequence[int]], str]
 ) -> str:
+    """A sentence about where two lists of ids part."""
     pairs = zip(expected, got, strict=False)
     shorter = min(len(expected), len(got))
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)

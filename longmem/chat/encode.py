@@ -21,6 +21,11 @@ from longmem.errors import InputError
 ANCHOR = "x"
 """Stands in for the text of the turn before, where its closing holds no control token."""
 
+_SPELLED = (
+    "the text spells a control token of the model that this tokenizer cannot encode as ordinary "
+    "text; rephrase it, or take the token out"
+)
+
 
 class TurnEncoder:
     """Text of single turns to token ids.
@@ -75,10 +80,24 @@ class TurnEncoder:
         for part in parts[1:]:
             ids += self.encode(part, "\n")
         if self._count(ids, allowed) > self._own_count(prefix, suffix, context, tuple(allowed)):
-            raise InputError(
-                "the text spells a control token of the model that this tokenizer cannot encode "
-                "as ordinary text; rephrase it, or take the token out"
-            )
+            raise InputError(_SPELLED)
+        return ids
+
+    def mark(self, text: str, mark: str) -> str:
+        """`text` with `mark` inside every control token spelled in it, for `encode_marked`."""
+        return self._pattern(self._guarded).sub(
+            lambda found: found[0][0] + mark + found[0][1:], text
+        )
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """Ids of a first turn whose parts that are not trusted went through `mark`.
+
+        Raises:
+            InputError: as `encode_turn`.
+        """
+        ids = [index for part in text.split(mark) for index in self._encode(part)]
+        if self._count(ids, ()) > self._count(self._encode(text.replace(mark, ANCHOR)), ()):
+            raise InputError(_SPELLED)
         return ids
 
     def control_ids(self, text: str) -> list[int]:

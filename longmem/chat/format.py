@@ -15,17 +15,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from longmem.chat.check import disagreements
 from longmem.chat.encode import ANCHOR, TurnEncoder
 from longmem.chat.gaps import REWRITES, first_prefix
+from longmem.chat.native_tools import NativeTools
 from longmem.chat.pieces import Opening, Pieces, derive_pieces
 from longmem.chat.reasoning import THINK_TAGS, Tags, split_reasoning
 from longmem.chat.template import PLAIN_TEMPLATE, ChatTemplate
+from longmem.chat.tool_form import ToolForm, find_tools
+from longmem.chat.tool_gaps import fill
 from longmem.chat.turn_text import check_characters, check_role, validate_text
 from longmem.errors import ChatFormatError
+from longmem.tools.calls import ToolCall
+from longmem.tools.formats import FORMATS
+from longmem.tools.prompt import hermes_system_prompt
 from longmem.types import ROLES
 
 __all__ = ["PLAIN_TEMPLATE", "ChatFormat", "split_reasoning", "validate_text"]
@@ -40,6 +48,13 @@ class ChatFormat:
         stop_strings: strings that end a reply, for formats without an end token.
         keep_reasoning: whether reasoning stays in memory (see `rewrites_reply`).
         tags: what encloses reasoning in a reply.
+        takes_tools: the template itself tells of tools, in a way longmem knows; otherwise a system
+            turn tells of them, as `longmem.tools.hermes_system_prompt` writes it.
+        tool_format: how calls of tools are written, for `longmem.tools.parse_tool_calls`; None if
+            there is no way to tell the model of tools.
+        tool_markers: markup of calls that belongs to a reply's text although it may be special
+            tokens.
+        call_form: the text of one call, with slots for its parts (`longmem.tools.grammar`).
         opens_reasoning: the generation prompt ends inside a reasoning block (DeepSeek-R1).
         reply_lead: white space the template puts between header and reply; a model samples it as
             part of its reply, but it belongs to no reply's text.
@@ -56,7 +71,15 @@ class ChatFormat:
         eos_id: int | None = None,
         keep_reasoning: bool = True,
         tags: Tags = THINK_TAGS,
+        tools: ToolForm | None = None,
     ) -> None:
+        self.identity = _hash(template, pieces)
+        pieces = tools.pieces if tools else pieces
+        self._tools, self.takes_tools = tools, bool(tools and tools.native)
+        self.tool_format = tools.format if tools else None
+        self.tool_markers = FORMATS[tools.format].tokens if tools else ()
+        self.call_form = tools.call if tools else ""
+        self._allowed = (*(tags if keep_reasoning else ()), *self.tool_markers)
         self._pieces, self._encoder, self._template = pieces, encoder, template
         self.keep_reasoning, self.tags = keep_reasoning, tags
         self.roles = tuple(role for role in ROLES if role not in pieces.refused)
@@ -70,7 +93,6 @@ class ChatFormat:
         self.opens_reasoning = header.rstrip().endswith(tags[0])
         lead = opening[len(header) :] if opening.startswith(header) else ""
         self.reply_lead = lead if lead.isspace() else ""
-        self.identity = _hash(template, pieces)
 
     @classmethod
     def from_tokenizer(
@@ -102,9 +124,9 @@ class ChatFormat:
         if not template.plain:
             probe = cls(pieces, encoder, template, eos_id=eos_id, tags=tags)
             pieces = pieces.without(disagreements(probe, template, encoder, pieces.rendered))
-        return cls(
-            pieces, encoder, template, eos_id=eos_id, keep_reasoning=keep_reasoning, tags=tags
-        )
+        make = partial(cls, pieces, encoder, template, eos_id=eos_id, tags=tags)
+        tools = find_tools(template, encoder, pieces, make)
+        return make(keep_reasoning=keep_reasoning, tools=tools)
 
     def turn_ids(
         self,
@@ -113,30 +135,55 @@ class ChatFormat:
         *,
         previous: str | None,
         extra: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Ids of one whole turn, opening and closing pieces included.
 
         Args:
+            text: of the turn; for an assistant's with calls of tools, see `assistant_text`.
             previous: role of the turn before; None for the first turn, which gets what the template
                 puts before everything (a BOS token, a default system prompt).
             extra: `Turn.extra`; an assistant's ``reasoning`` in it is written before the text if
-                `keep_reasoning`.
+                `keep_reasoning`; a tool's ``tool_call_id`` and ``name`` are written where the
+                template wants them; ``tools`` are those below.
+            tools: definitions that the first turn tells of, a system turn; its text may be "".
 
         Raises:
             ChatFormatError: the template has no such role, or not at this place.
-            InputError: unknown role, or characters no tokenizer reads (see `validate_text`).
+            InputError: unknown role, or characters no tokenizer reads (see `validate_text`), or
+                something in `tools` is no definition.
         """
-        opening = self._opening(role, previous)
+        extra = extra or {}
         check_characters(text, role)
+        if role == "system" and previous is None and (tools or extra.get("tools")):
+            return self._tools_turn(text, tools or extra["tools"])
+        opening, closing = self._opening(role, previous), self._pieces.closings[role]
         if role == "assistant":
             text = self._assistant_text(text, extra)
+            opening = self._tools.opening(text, previous, opening) if self._tools else opening
+        elif role == "tool":
+            opening = replace(opening, prefix=fill(opening.prefix, extra))
+            closing = fill(closing, extra)
         return self._encoder.encode_turn(
             opening.prefix,
             REWRITES[opening.rewrite](text),
-            self._pieces.closings[role],
+            closing,
             context=self._context(previous),
-            allowed=self.tags if role == "assistant" and self.keep_reasoning else (),
+            allowed=self._allowed if role == "assistant" else (),
         )
+
+    def assistant_text(self, content: str, calls: Sequence[ToolCall] = ()) -> str:
+        """The text of an assistant's turn that says `content` and calls tools, for `turn_ids`.
+
+        It is what the template writes: some leave out the content of a turn with calls.
+
+        Raises:
+            ChatFormatError: there is no way to tell this model of tools.
+            InputError: the template cannot write these calls.
+        """
+        if not calls:
+            return content
+        return self._tools_or_refuse().call_text(content, calls)
 
     def reply_header_ids(self, previous: str = "user") -> list[int]:
         """Ids that ask the model for a reply (the generation prompt), behind a `previous` turn.
@@ -199,6 +246,22 @@ class ChatFormat:
                 f"this tokenizer's chat template cannot render {role} turns one by one: "
                 f"{self._pieces.refused[role]}. Put the text into a user turn instead."
             )
+
+    def _tools_turn(self, text: str, tools: Sequence[Mapping[str, Any]]) -> list[int]:
+        form = self._tools_or_refuse()
+        if isinstance(form, NativeTools):
+            if text:
+                self._check_role("system")
+            return form.system_turn(text, tools, self._encoder)
+        return self.turn_ids("system", hermes_system_prompt(text, tools), previous=None)
+
+    def _tools_or_refuse(self) -> ToolForm:
+        if self._tools is None:
+            raise ChatFormatError(
+                "this tokenizer's chat template takes no tools, and no system turn that could tell "
+                "of them; leave out tools, or give the tokenizer a template with either"
+            )
+        return self._tools
 
     def _opening(self, role: str, previous: str | None) -> Opening:
         self._check_role(role)

@@ -11,17 +11,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jinja2 import TemplateError
 
-Message = dict[str, str]
+from longmem.tools.grammar import ARGUMENT_SLOT, ID_SLOT, NAME_SLOT
+
+Message = dict[str, Any]
 Render = Callable[[list[Message], bool], str]
 """(messages, add_generation_prompt) -> text, by the template itself."""
 Pair = tuple[str | None, str]
 """(role of the previous turn, or None at the start; role of the next, REPLY or END)."""
 
 REPLY, END = "<reply>", "<end>"
-LETTERS = {"S": "system", "U": "user", "A": "assistant", "T": "tool"}
+LETTERS = {
+    "S": "system",
+    "U": "user",
+    "A": "assistant",
+    "T": "tool",
+    "C": "assistant",
+    "R": "tool",
+}
+"""C is an assistant's turn that calls a tool, R a tool's turn that names the call."""
 NEEDED = {
     "user": ("U", "UAU", "UAUAU"),
     "assistant": ("U", "UAU", "UAUAU"),
@@ -107,9 +118,23 @@ class Gaps:
 
 def messages_of(code: str, texts: Sequence[str]) -> list[Message]:
     """A conversation from a code such as "SUAU", one text per letter."""
-    return [
-        {"role": LETTERS[letter], "content": text} for letter, text in zip(code, texts, strict=True)
+    return [_message(letter, text) for letter, text in zip(code, texts, strict=True)]
+
+
+def call_message(content: str, calls: Sequence[tuple[str, str, Any]]) -> Message:
+    """An assistant's turn that calls tools: (id, name, arguments) of each."""
+    functions = [
+        {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        for id, name, arguments in calls
     ]
+    return {"role": "assistant", "content": content, "tool_calls": functions}
+
+
+def _message(letter: str, text: str) -> Message:
+    if letter == "C":
+        return call_message("", [(ID_SLOT, NAME_SLOT, {ARGUMENT_SLOT: text})])
+    message = {"role": LETTERS[letter], "content": text}
+    return message | ({"tool_call_id": ID_SLOT, "name": NAME_SLOT} if letter == "R" else {})
 
 
 def pairs_of(code: str, last: str = REPLY) -> list[Pair]:
@@ -124,8 +149,8 @@ def collect_gaps(render: Render) -> Gaps:
     codes = dict.fromkeys([*(code for group in NEEDED.values() for code in group), *OPTIONAL])
     for code in codes:
         try:
-            found = _gaps_of(render, code, reply=True)
-            if _gaps_of(render, code, reply=False)[:-1] != found[:-1]:
+            found = gaps_of(render, code, reply=True)
+            if gaps_of(render, code, reply=False)[:-1] != found[:-1]:
                 raise RefusedError("it writes earlier turns differently when asked for a reply")
             gaps.add(code, found[-2:] if code in UNFINISHED else found)
         except (RefusedError, *TEMPLATE_ERRORS) as error:
@@ -138,12 +163,12 @@ def collect_gaps(render: Render) -> Gaps:
 def first_prefix(render: Render, role: str) -> str:
     """What the template puts before everything when the first turn is `role`, rendered anew."""
     code = {"system": "SU", "user": "U", "assistant": "AU"}[role]
-    return _gaps_of(render, code, reply=False)[0][1]
+    return gaps_of(render, code, reply=False)[0][1]
 
 
 def rewrite_of(render: Render, code: str, index: int) -> str | None:
     """Which of `REWRITES` the template applies to turn `index` of a conversation."""
-    words = _sentinels(code)
+    words = sentinels(code)
     plain = render(messages_of(code, words), True)
     padded = f"\n \n  {words[index]}\t \n  \n"
     texts = [padded if i == index else word for i, word in enumerate(words)]
@@ -154,21 +179,21 @@ def rewrite_of(render: Render, code: str, index: int) -> str | None:
     return None
 
 
-def _sentinels(code: str) -> list[str]:
+def sentinels(code: str) -> list[str]:
     return [f"qzx{index}xzq" for index in range(len(code))]
 
 
 def _ends(render: Render) -> Iterator[tuple[str, str]]:
     for code in LAST_TURN:
         try:
-            gap = _gaps_of(render, code, reply=False)[-1][1]
+            gap = gaps_of(render, code, reply=False)[-1][1]
         except (RefusedError, *TEMPLATE_ERRORS):
             continue
         yield LETTERS[code[-1]], gap
 
 
-def _gaps_of(render: Render, code: str, *, reply: bool) -> list[tuple[Pair, str]]:
-    words = _sentinels(code)
+def gaps_of(render: Render, code: str, *, reply: bool) -> list[tuple[Pair, str]]:
+    words = sentinels(code)
     rest, parts = render(messages_of(code, words), reply), []
     for letter, word in zip(code, words, strict=True):
         part, found, rest = rest.partition(word)

@@ -72,7 +72,7 @@ class Pieces:
         Raises:
             ChatFormatError: without them, user and assistant turns cannot be rendered.
         """
-        refused = self.refused | _refused_roles(failures)
+        refused = self.refused | refused_roles(failures)
         kept = [code for code in self.rendered if code not in failures]
         gone = {pair for code in failures for pair in pairs_of(code)}
         gone -= {pair for code in kept for pair in pairs_of(code)}
@@ -99,22 +99,22 @@ def derive_pieces(
         ChatFormatError: user and assistant turns cannot be rendered one by one.
     """
     gaps = collect_gaps(render)
-    refused = _refused_roles(gaps.failures)
+    refused = refused_roles(gaps.failures)
     for role in refused:
         gaps.refuse(role)
-    rewrites = _rewrites(render, gaps, refused)
+    rewrites = rewrites_of(render, gaps, refused)
     pattern = any_of(controls)
     roles = [role for role in NEEDED if role not in refused]
-    edges = {role: _edges(role, rewrites) for role in roles}
-    closings = {role: _closing(role, gaps, pattern, eos_token, stable, edges) for role in roles}
-    openings, headers = _split_gaps(gaps, closings, rewrites)
+    edges = {role: edges_of(role, rewrites) for role in roles}
+    closings = {role: closing_of(role, gaps, pattern, eos_token, stable, edges) for role in roles}
+    openings, headers = split_gaps(gaps, closings, rewrites)
     _let_speakers_repeat(openings, closings)
     taken = [
         code for code in gaps.rendered if not any(LETTERS[letter] in refused for letter in code)
     ]
     pieces = Pieces(openings, closings, headers, refused, tuple(taken))
     for role in [role for role, header in headers.items() if not header]:
-        _lengthen_header(pieces, role, pattern, stable, edges[role][1])
+        lengthen_header(pieces, role, pattern, stable, edges[role][1])
     return pieces
 
 
@@ -124,7 +124,7 @@ def any_of(strings: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _refused_roles(failures: dict[str, str]) -> dict[str, str]:
+def refused_roles(failures: dict[str, str]) -> dict[str, str]:
     refused = {}
     for role, codes in NEEDED.items():
         reason = next((failures[code] for code in codes if code in failures), None)
@@ -139,7 +139,7 @@ def _refused_roles(failures: dict[str, str]) -> dict[str, str]:
     return refused
 
 
-def _rewrites(render: Render, gaps: Gaps, refused: dict[str, str]) -> dict[Pair, str]:
+def rewrites_of(render: Render, gaps: Gaps, refused: dict[str, str]) -> dict[Pair, str]:
     """What the template does to the text of each pair's second turn; may refuse further roles."""
     rewrites: dict[Pair, str] = {}
     for pair, (code, index) in gaps.source.items():
@@ -148,14 +148,14 @@ def _rewrites(render: Render, gaps: Gaps, refused: dict[str, str]) -> dict[Pair,
         name = rewrite_of(render, code, index)
         if name is None:
             reason = f"it rewrites the text of {pair[1]} turns by more than stripping white space"
-            refused.update(_refused_roles(dict.fromkeys(NEEDED[pair[1]], reason)))
+            refused.update(refused_roles(dict.fromkeys(NEEDED[pair[1]], reason)))
             gaps.refuse(pair[1])
         else:
             rewrites[pair] = name
     return rewrites
 
 
-def _edges(role: str, rewrites: dict[Pair, str]) -> Edges:
+def edges_of(role: str, rewrites: dict[Pair, str]) -> Edges:
     """Texts that show how a turn of `role` may begin and end once the template has stripped it."""
     used = {name for pair, name in rewrites.items() if pair[1] == role}
     starts = ("x",) if used <= {"strip", "strip left"} else ("x", " x", "\nx")
@@ -163,7 +163,7 @@ def _edges(role: str, rewrites: dict[Pair, str]) -> Edges:
     return starts, ends
 
 
-def _closing(
+def closing_of(
     role: str,
     gaps: Gaps,
     controls: re.Pattern[str],
@@ -209,7 +209,7 @@ def _outside(text: str, length: int, controls: re.Pattern[str]) -> int:
     return min(starts, default=length)
 
 
-def _split_gaps(
+def split_gaps(
     gaps: Gaps, closings: dict[str, str], rewrites: dict[Pair, str]
 ) -> tuple[dict[Pair, Opening], dict[str, str]]:
     openings, headers = {}, {}
@@ -232,7 +232,7 @@ def _let_speakers_repeat(openings: dict[Pair, Opening], closings: dict[str, str]
         openings.setdefault((previous, "assistant"), openings["user", "assistant"])
 
 
-def _lengthen_header(
+def lengthen_header(
     pieces: Pieces, role: str, controls: re.Pattern[str], stable: Stable, ends: Sequence[str]
 ) -> None:
     """Move the end of a closing into what comes next, so that asking for a reply reads something.

@@ -7,17 +7,10 @@ Qwen3, DeepSeek-R1 and their kin write it. A tag further on is part of the answe
 
 from __future__ import annotations
 
+from longmem.lookahead import held_back
+
 Tags = tuple[str, str]
 THINK_TAGS: Tags = ("<think>", "</think>")
-
-
-def held_back(text: str, needles: tuple[str, ...]) -> int:
-    """Number of characters at the end of `text` that may be the beginning of one of `needles`."""
-    longest = min(len(text), max((len(needle) for needle in needles), default=1) - 1)
-    for length in range(longest, 0, -1):
-        if any(needle.startswith(text[-length:]) for needle in needles):
-            return length
-    return 0
 
 
 class ReasoningFilter:

@@ -44,15 +44,26 @@ class ChatTemplate:
             self.kwargs.setdefault("bos_token", _own_bos(tokenizer))
         self.dated = "strftime_now" in self.source
 
-    def render(self, messages: list[Message], reply: bool) -> str:
-        """The template's own text for a conversation; `reply` asks for one."""
+    def render(
+        self, messages: list[Message], reply: bool, tools: Sequence[dict[str, Any]] | None = None
+    ) -> str:
+        """The template's own text for a conversation; `reply` asks for one.
+
+        Args:
+            tools: what it is to tell of, in the wrapped form. Llama's templates tell of them in the
+                first user turn unless asked otherwise; there, a pinned system turn would not do.
+        """
+        kwargs = dict(self.kwargs)
+        if tools and "tools_in_user_message" in self.source:
+            kwargs.setdefault("tools_in_user_message", False)
         return str(
             self._tokenizer.apply_chat_template(
                 messages,
+                tools=tools,
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=reply,
-                **self.kwargs,
+                **kwargs,
             )
         )
 

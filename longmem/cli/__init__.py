@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from longmem import __version__
-from longmem.cli import bench, calibrate, chat, demo, sessions
+from longmem.cli import bench, calibrate, chat, demo, mcp, serve, sessions
 from longmem.errors import FingerprintMismatchError, LongMemError
 
 __all__ = ["main"]
@@ -27,6 +27,8 @@ app.command("demo-day1", hidden=True)(demo.day_one)
 app.command("demo-day2", hidden=True)(demo.day_two)
 app.command("chat")(chat.chat)
 app.command("calibrate")(calibrate.calibrate)
+app.command("serve")(serve.serve)
+app.command("mcp")(mcp.mcp)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(bench.app, name="bench")
 

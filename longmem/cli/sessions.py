@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from longmem.cli import transcript
+from longmem.cli import timeline, transcript
 from longmem.cli.common import (
     NANO,
     AsJson,
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, read, check, delete and import sessions.", no_args_is_help=True)
 app.command()(prune)
+app.command()(timeline.fork)
+app.command()(timeline.rollback)
+app.command()(timeline.forget)
+app.command()(timeline.erase)
+app.command()(timeline.recall)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The session.")]
 

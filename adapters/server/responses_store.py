@@ -1,0 +1,106 @@
+"""Stored responses: records of the commits that made them, so that they come and go with those.
+
+A response is found by its id, among those of its session, and by the request that made it. Keys begin
+with the owner, whose name holds no slash: nobody reads another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from longmem.adapters.server.items import Item
+from longmem.store import Record
+
+if TYPE_CHECKING:
+    from longmem.adapters.server.responses_body import ResponseBody
+    from longmem.store import Records
+
+_RESPONSES = "longmem.responses"
+_OF_SESSION = "longmem.responses.sessions"
+_BY_REQUEST = "longmem.responses.requests"
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """One response, and where its reply stands.
+
+    Args:
+        object: the response as it was answered.
+        input: the items it was asked with.
+        session: public id of its session.
+        turn: index of its reply's turn when it was made; forgetting earlier turns moves it.
+        message_id: id of the reply's message, which stays.
+        request: `request_key` of the request that made it.
+    """
+
+    object: dict[str, Any]
+    input: Sequence[Item]
+    session: str
+    turn: int
+    message_id: str
+    request: str
+    made_at: float = field(default_factory=time.time)
+
+    @property
+    def id(self) -> str:
+        """Of the response."""
+        return str(self.object["id"])
+
+
+def request_key(body: ResponseBody, key: str | None) -> str:
+    """What two requests have in common if the second repeats the first.
+
+    Args:
+        body: all of it counts, but for whether it asks for a stream.
+        key: of the header Idempotency-Key, which stands for the body if it is there.
+    """
+    said = ["key", key] if key is not None else ["body", body.model_dump(exclude={"stream"})]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:48]
+
+
+class StoredResponses:
+    """The responses of one owner.
+
+    Args:
+        records: the store's.
+        owner: whose responses these are.
+    """
+
+    def __init__(self, records: Records, owner: str | None) -> None:
+        self._records, self._owner = records, owner or ""
+
+    def get(self, id: str) -> StoredResponse | None:
+        """The response of that id, or None."""
+        found = self._records.get(_RESPONSES, self._key(id))
+        return None if found is None else StoredResponse(**found)
+
+    def repeated(self, request: str) -> StoredResponse | None:
+        """The newest response to an equal request, or None; see `request_key`."""
+        found = self._records.list(_BY_REQUEST, self._key(request, ""))
+        return self.get(found[-1][1]) if found else None
+
+    def of_session(self, session: str) -> list[str]:
+        """Ids of the responses in a session."""
+        return [id for _, id in self._records.list(_OF_SESSION, self._key(session, ""))]
+
+    def new(self, stored: StoredResponse) -> list[Record]:
+        """What has to be committed with the exchange."""
+        when = f"{int(stored.made_at * 1e6):020d}"
+        return [
+            Record(_RESPONSES, self._key(stored.id), asdict(stored)),
+            Record(_OF_SESSION, self._key(stored.session, stored.id), stored.id),
+            Record(_BY_REQUEST, self._key(stored.request, when, stored.id), stored.id),
+        ]
+
+    def delete(self, stored: StoredResponse) -> None:
+        """Forget a response; its turns stay."""
+        puts = self.new(stored)
+        self._records.apply([], [(put.namespace, put.key) for put in puts])
+
+    def _key(self, *parts: str) -> str:
+        return "/".join([self._owner, *parts])
