@@ -99,8 +99,8 @@ class MemoryConfig(Settings):
     two_level_above: Annotated[int, Field(ge=0)] | None = 5000
     """Blocks to choose from above which look-ups read groups of representatives first; None: never. Of the
     scorers "soft_vote" can. On the questions of docs/performance.md nothing is lost from there on."""
-    two_level_shelf: Annotated[int, Field(ge=1, le=4095)] = 1024
-    """Consecutive blocks whose representatives are grouped together, once; eight such shelves are merged
+    two_level_shelf: Annotated[int, Field(ge=1, le=8191)] = 1024
+    """Consecutive blocks whose representatives are grouped together, once; four such shelves are merged
     into one later."""
     two_level_group: PositiveInt = 64
     """Representatives per group, in rows. After a change sessions are grouped anew when they are opened."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from torch.nn import functional
 from longmem.retrieval import group_order, summarise
 
 ABSENT = -1
+
+RowsOf = Callable[[int], tuple[Tensor, Tensor]]
+"""KV head -> its rows ``[M, D]``, and of which block of the shelf each is ``[M]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,29 +39,38 @@ class Shelf:
         return self.counts.shape[0]
 
 
-def form(rows: Tensor, blocks: Tensor, size: int) -> Shelf:
-    """Cut rows ``[H_kv, M, D]``, of blocks ``[H_kv, M]`` of the shelf, into groups of `size`."""
-    order, spare = group_order(rows, size), -rows.shape[1] % size
-    sorted_rows = torch.stack([head[own] for head, own in zip(rows, order, strict=True)])
-    kv_heads, _, dim = rows.shape
-    groups = functional.pad(sorted_rows, (0, 0, 0, spare)).view(kv_heads, -1, size, dim)
-    of = functional.pad(blocks.gather(1, order), (0, spare), value=ABSENT)
-    of = of.view(kv_heads, -1, size)
-    present = of != ABSENT
-    pages = groups.transpose(0, 1).flatten(0, 1)
-    return Shelf(summarise(groups, present), of.short(), present[0].sum(1).float(), pages)
+def form(rows_of: RowsOf, kv_heads: int, size: int) -> Shelf:
+    """Cut the rows of each KV head into groups of `size`, head by head: a large shelf takes a good deal
+    of memory, and what is needed on the way should not take several times as much."""
+    summaries, blocks, pages = [], [], torch.empty(0)
+    for head in range(kv_heads):
+        rows, of = rows_of(head)
+        order, spare = group_order(rows[None], size)[0], -len(rows) % size
+        groups = functional.pad(rows[order], (0, 0, 0, spare)).view(-1, size, rows.shape[1])
+        if not head:
+            pages = groups.new_empty(len(groups), kv_heads, *groups.shape[1:])
+        pages[:, head] = groups
+        of = functional.pad(of[order], (0, spare), value=ABSENT).view(-1, size)
+        summaries.append(summarise(groups, of != ABSENT))
+        blocks.append(of.short())
+    counts = (blocks[0] != ABSENT).sum(1).float()  # alike for all heads
+    return Shelf(torch.stack(summaries), torch.stack(blocks), counts, pages.flatten(0, 1))
 
 
-def joined(pages: Tensor, blocks: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows ``[H_kv, M, D]`` of several shelves and their blocks ``[H_kv, M]``, as `form` takes them.
+def rows_of_shelves(pages: Tensor, blocks: Tensor, first: Tensor) -> RowsOf:
+    """The rows of several shelves, to be cut anew.
 
     Args:
         pages: ``[G * H_kv, g, D]`` of all shelves.
         blocks: ``[H_kv, G, g]`` as `Shelf.blocks` of all shelves.
         first: ``[G]`` what to add to these.
     """
-    kv_heads, groups, _ = blocks.shape
-    rows = pages.view(groups, kv_heads, *pages.shape[1:]).transpose(0, 1).flatten(1, 2)
-    present = (blocks[0] != ABSENT).flatten()  # alike for all heads
-    numbers = (blocks.long() + first[:, None]).flatten(1)
-    return rows[:, present], numbers[:, present]
+    kv_heads, groups, size = blocks.shape
+    by_head = pages.view(groups, kv_heads, size, pages.shape[2])
+
+    def rows_of(head: int) -> tuple[Tensor, Tensor]:
+        present = blocks[head] != ABSENT
+        numbers = blocks[head].long() + first[:, None]
+        return by_head[:, head][present], numbers[present]
+
+    return rows_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MERGED = 8
-"""Shelves that are merged into one of the next size."""
+MERGED = 4
+"""Shelves that are merged into one of the next size. Eight, shelves of 8,192 blocks, found no more on the
+questions of docs/performance.md, and took twice the memory while they were merged."""
 _LATENESS = 8
 """A shelf serves look-ups once so large a part of its blocks again is there: until then it is formed."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from longmem.memory.forming import Forming
 from longmem.memory.pages import GroupPages
 from longmem.memory.serving import Held, Serving
-from longmem.memory.shelf import ABSENT, Shelf, form, joined
+from longmem.memory.shelf import ABSENT, Shelf, form, rows_of_shelves
 from longmem.memory.shelf_plan import Grid, Place
 from longmem.memory.shelf_store import ShelfStore
 from longmem.memory.source import BlockSource
@@ -195,7 +195,7 @@ class Shelves:
         found, size = rows_of(self.grid.first(place), self.grid.stop(place)), self.grid.group
         rows, counts = found.keys.clone(), found.starts.diff()
         blocks = torch.repeat_interleave(torch.arange(len(counts)), counts).to(rows.device)
-        return lambda: form(rows, blocks.expand(self._heads, -1), size)
+        return lambda: form(lambda head: (rows[head], blocks), self._heads, size)
 
     def _merging(self, place: Place) -> Callable[[], Shelf]:
         """What forms a shelf of smaller ones, which serve."""
@@ -205,4 +205,4 @@ class Shelves:
         heads = torch.arange(self._heads, device=serving.pages.device)
         read = self.pages.later((serving.pages[groups, None] + heads).flatten().cpu())
         blocks, offsets = serving.blocks[:, groups], serving.starts[groups] - first
-        return lambda: form(*joined(read(), blocks, offsets), size)
+        return lambda: form(rows_of_shelves(read(), blocks, offsets), self._heads, size)
