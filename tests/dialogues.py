@@ -1,4 +1,7 @@
-"""What the tests of dialogues share: an engine that answers what it is asked, messages, stores."""
+"""What the tests of dialogues share: an engine that answers what it is asked, messages, stores.
+
+A test file takes the fixtures by assignment: ``engine, dialogue = dialogues.engine, dialogues.dialogue``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from scripted import Scripted, scripted_engine
 
 from longmem.dialogue import Dialogue, Message, Outcome, Request
@@ -33,6 +37,21 @@ def new_store(kind: str, path: Path) -> Iterator[Store]:
         yield store
 
 
+@pytest.fixture(scope="module")
+def engine() -> Scripted:
+    """The echo, one for all tests of a file."""
+    return echo_engine()
+
+
+@pytest.fixture(params=STORES)
+def dialogue(
+    engine: Scripted, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Dialogue]:
+    """A dialogue of the file's engine, over an empty store of either kind."""
+    with new_store(request.param, tmp_path) as store, Dialogue(engine, store) as dialogue:
+        yield dialogue
+
+
 def user(text: str, id: str | None = None) -> Message:
     return Message("user", text, id)
 
@@ -54,6 +73,11 @@ def ask(dialogue: Dialogue, *texts: str, session: str | None = "s", **options: o
 def held(dialogue: Dialogue, session: str = "s", owner: str | None = None) -> list[str]:
     """The texts of a session's turns."""
     return [turn.text for turn in dialogue.turns(owner, session)]
+
+
+def names(dialogue: Dialogue, owner: str | None = None) -> list[str]:
+    """The ids of the owner's sessions."""
+    return sorted(info.id for info in dialogue.sessions(owner))
 
 
 def said(messages: Sequence[Message]) -> list[tuple[str, str]]:

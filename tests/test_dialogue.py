@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import dialogues
 import pytest
-from dialogues import STORES, answer, ask, echo_engine, held, new_store, talk, user
+from dialogues import STORES, answer, ask, echo_engine, held, names, new_store, talk, user
 from scripted import Scripted
 
 from longmem import (
@@ -18,21 +19,7 @@ from longmem import (
 from longmem.dialogue import Dialogue, Message, Request
 
 
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return echo_engine()
-
-
-@pytest.fixture(params=STORES)
-def dialogue(
-    engine: Scripted, request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Dialogue]:
-    with new_store(request.param, tmp_path) as store, Dialogue(engine, store) as dialogue:
-        yield dialogue
-
-
-def names(dialogue: Dialogue, owner: str | None = None) -> list[str]:
-    return sorted(info.id for info in dialogue.sessions(owner))
+engine, dialogue = dialogues.engine, dialogues.dialogue
 
 
 def test_a_new_message_is_all_that_is_read(dialogue: Dialogue, engine: Scripted) -> None:

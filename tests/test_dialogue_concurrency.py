@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dialogues
 import pytest
 from dialogues import STORES, ask, echo_engine, held, new_store, talk, user
 from scripted import Scripted
@@ -21,17 +22,7 @@ from longmem.session_pool import SessionPool
 LONG = "w " * 40
 
 
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return echo_engine()
-
-
-@pytest.fixture(params=STORES)
-def dialogue(
-    engine: Scripted, request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Dialogue]:
-    with new_store(request.param, tmp_path) as store, Dialogue(engine, store) as dialogue:
-        yield dialogue
+engine, dialogue = dialogues.engine, dialogues.dialogue
 
 
 def at_once(n: int, call: Any) -> list[Any]:

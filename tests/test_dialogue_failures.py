@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dialogues
 import pytest
-from dialogues import STORES, ask, echo_engine, held, new_store, talk, user
+from dialogues import STORES, ask, echo_engine, held, names, new_store, talk, user
 from scripted import Scripted
 
 from longmem import (
@@ -25,21 +26,7 @@ from longmem.store import Record
 from longmem.stores import InMemoryStore, SQLiteStore
 
 
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return echo_engine()
-
-
-@pytest.fixture(params=STORES)
-def dialogue(
-    engine: Scripted, request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Dialogue]:
-    with new_store(request.param, tmp_path) as store, Dialogue(engine, store) as dialogue:
-        yield dialogue
-
-
-def names(dialogue: Dialogue, owner: str | None = None) -> list[str]:
-    return sorted(info.id for info in dialogue.sessions(owner))
+engine, dialogue = dialogues.engine, dialogues.dialogue
 
 
 @pytest.mark.parametrize("options", [{}, {"at": 1}, {"at": 1, "diverge": "rollback"}])

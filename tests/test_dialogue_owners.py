@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dialogues
 import pytest
 from dialogues import STORES, ask, echo_engine, held, new_store, user
 from hypothesis import given
@@ -32,18 +33,14 @@ VERBS: dict[str, Verb] = {
 STRANGERS = ("eve", "alicee", "a", None)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return echo_engine()
+engine, empty = dialogues.engine, dialogues.dialogue
 
 
-@pytest.fixture(params=STORES)
-def dialogue(
-    engine: Scripted, request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Dialogue]:
-    with new_store(request.param, tmp_path) as store, Dialogue(engine, store) as dialogue:
-        ask(dialogue, "secret", session="s", owner="alice")
-        yield dialogue
+@pytest.fixture
+def dialogue(empty: Dialogue) -> Dialogue:
+    """One that holds alice's session "s"."""
+    ask(empty, "secret", session="s", owner="alice")
+    return empty
 
 
 def refusal(dialogue: Dialogue, verb: Verb, owner: str | None, id: str) -> tuple[type, str]:

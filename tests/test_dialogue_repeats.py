@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import dialogues
 import pytest
-from dialogues import STORES, ask, echo_engine, held, new_store
+from dialogues import STORES, ask, echo_engine, held, names, new_store
 from scripted import Scripted
 
 from longmem import (
@@ -16,21 +17,7 @@ from longmem.dialogue import Dialogue
 from longmem.stores import SQLiteStore
 
 
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return echo_engine()
-
-
-@pytest.fixture(params=STORES)
-def dialogue(
-    engine: Scripted, request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Dialogue]:
-    with new_store(request.param, tmp_path) as store, Dialogue(engine, store) as dialogue:
-        yield dialogue
-
-
-def names(dialogue: Dialogue, owner: str | None = None) -> list[str]:
-    return sorted(info.id for info in dialogue.sessions(owner))
+engine, dialogue = dialogues.engine, dialogues.dialogue
 
 
 def test_a_key_gets_the_stored_reply(dialogue: Dialogue, engine: Scripted) -> None:

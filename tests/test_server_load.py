@@ -21,7 +21,7 @@ SECONDS = float(os.environ.get("LONGMEM_LOAD_SECONDS", "10"))
 FAULTS = ("", "", "", "before", "after", "cut", "leave")
 """What may go wrong with a request: nothing, a status 500 before or after the work was done, a connection
 that breaks when the work was done, a client that leaves in the middle."""
-TRIES = 40
+TRIES = 400
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from longmem.dialogue import public_id, session_id
-from longmem.errors import InputError, SessionNotFoundError
+from longmem.errors import InputError
+from longmem.forking import fork_stored, window_at
 from longmem.store import SessionInfo, Store
 
 
@@ -68,41 +68,29 @@ class StoredSessions:
         """A new session that begins with the turns up to `at`; default all of them.
 
         Raises:
-            SessionNotFoundError, SessionInUseError: as `Store.fork`.
-            InputError: no id for it was given.
+            SessionNotFoundError, SessionInUseError, StoreError: as `Store.fork`.
+            InputError: no id for it was given, or no exchange ends at `at`.
         """
         if id is None:
             raise InputError(f"give the fork of session {session!r} an id")
-        source = self.store.info(session_id(owner, session))
-        with closing(self.store.open(source.id)) as handle:
-            head = handle.point(source.n_turns if at is None else at + 1).head
-        now = time.time()
-        begun = {"head": 0, "n_turns": 0, "n_tokens": 0, "bytes": 0, "charged": 0}
-        fresh = replace(
-            source,
-            id=session_id(owner, id),
-            metadata=dict(metadata or {}),
-            created_at=now,
-            updated_at=now,
-            **begun,  # type: ignore[arg-type]
-        )
-        self.store.fork(source.id, fresh, head).close()
+        name = session_id(owner, id)
+        with closing(self.store.open(session_id(owner, session))) as handle:
+            fork = fork_stored(
+                self.store, handle, name, at=at, owner=owner, metadata=metadata, checked=True
+            )
+            fork.close()
         return id
 
     def rollback(self, owner: str | None, session: str, to: int) -> None:
-        """Drop the commits that end behind turn `to`."""
+        """Drop the commits that end behind turn `to`.
+
+        Raises:
+            StoreError: what the session would have to read there was dropped from its files.
+        """
         with closing(self.store.open(session_id(owner, session))) as handle:
-            handle.rollback(handle.point(to + 1).head)
+            point = handle.point(to + 1)
+            handle.rollback(point.head, window=window_at(self.store, handle, point))
 
     def delete(self, owner: str | None, session: str) -> None:
         """Delete it; see `Store.delete`."""
         self.store.delete(session_id(owner, session))
-
-
-def gone(sessions: Sessions, owner: str | None, session: str) -> bool:
-    """Delete a session that may not be there; whether it was."""
-    try:
-        sessions.delete(owner, session)
-    except SessionNotFoundError:
-        return False
-    return True

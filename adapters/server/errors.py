@@ -29,7 +29,7 @@ from longmem.errors import (
 
 RETRY_MS = 250
 """After how many milliseconds a client should come again that met a busy session."""
-AGAIN = {"retry-after-ms": str(RETRY_MS), "x-should-retry": "true"}
+AGAIN = {"retry-after-ms": str(RETRY_MS), "retry-after": "1", "x-should-retry": "true"}
 NEVER = {"x-should-retry": "false"}
 
 _TYPES = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
@@ -103,8 +104,9 @@ class _EventStream(Response):
         try:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
-            async for text in _with_pings(self._whole(), self._ping_seconds):
-                await write(text)
+            async with aclosing(_with_pings(self._whole(), self._ping_seconds)) as texts:
+                async for text in texts:
+                    await write(text)
             await write("", more=False)
         finally:
             await self._run.close()
@@ -124,7 +126,7 @@ class _EventStream(Response):
         return self._on_error(self._run, told)
 
 
-async def _with_pings(frames: AsyncIterator[str], seconds: float) -> AsyncIterator[str]:
+async def _with_pings(frames: AsyncIterator[str], seconds: float) -> AsyncGenerator[str, None]:
     """The frames, and a comment whenever none comes for a while: proxies cut silent connections."""
     while True:
         coming = asyncio.ensure_future(anext(frames, None))
@@ -134,6 +136,7 @@ async def _with_pings(frames: AsyncIterator[str], seconds: float) -> AsyncIterat
         finally:
             if not coming.done():
                 coming.cancel()
+                await asyncio.wait({coming})
         if (text := coming.result()) is None:
             return
         yield text

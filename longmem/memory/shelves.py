@@ -84,6 +84,7 @@ class Shelves:
     def attach(self, source: BlockSource) -> None:
         """Read pages that are not in memory from `source`."""
         self.pages.reader = partial(self._store.read, source)
+        self._forming.keep(lambda place: False)  # what reads from another source begins anew
 
     def grow(self, blocks: int, rows_of: RowsOf) -> None:
         """There are `blocks` blocks now: begin to form the shelves that are full, and let those serve
