@@ -57,7 +57,7 @@ def forget(
     try:
         opened = resume(engine, staged)
         read_again(engine, opened.ledger, opened.memory, rest.batches, state, progress)
-        store.publish(handle, staged, heads=rest.heads)
+        store.publish(handle, staged, heads=rest.heads, forgets=True)
     finally:
         staged.close()
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from longmem.boundary import point_behind
+from longmem.errors import InputError
 from longmem.opening import check_id
 from longmem.store import CommitPoint, SessionHandle, Store
 
@@ -29,10 +30,33 @@ def fork_stored(
         handle: the session to fork.
         checked: look before that what the new session will read is there; else its opening tells.
     """
-    info = handle.info
-    point = point_behind(handle, info.n_turns - 1 if at is None else at, "fork")
     check_id(id)
-    now = time.time()
+    while True:
+        point = _point(handle, at)
+        try:
+            return _fork(store, handle, id, point, owner, metadata, checked)
+        except InputError:
+            if _point(handle, at).head >= point.head:  # it was not rolled back meanwhile
+                raise
+
+
+def _point(handle: SessionHandle, at: int | None) -> CommitPoint:
+    """The commit to end with."""
+    if at is None:
+        return handle.point(handle.info.n_turns)
+    return point_behind(handle, at, "fork")
+
+
+def _fork(
+    store: Store,
+    handle: SessionHandle,
+    id: str,
+    point: CommitPoint,
+    owner: str | None,
+    metadata: Mapping[str, Any] | None,
+    checked: bool,
+) -> SessionHandle:
+    info, now = handle.info, time.time()
     told = replace(
         info,
         id=id,

@@ -118,6 +118,7 @@ class Store(Protocol):
         *,
         heads: Mapping[int, int | None] | None = None,
         records: Sequence[Record] = (),
+        forgets: bool = False,
     ) -> None:
         """In one transaction let `handle`'s session hold what `staged` holds; closes `staged`.
 
@@ -128,6 +129,8 @@ class Store(Protocol):
             heads: for records tied to a commit, the number it has now; None: they go with it.
                 Those of commits that are not in it stay tied to the number they had.
             records: documents to store with it, tied to the last commit of `staged`.
+            forgets: what is replaced is to leave no trace, and the caller goes on to `scrub`. If that
+                does not come about, the next opening of the store for writing does it.
 
         Raises:
             InputError: `staged` does not come from `stage` for the same session, or a record's
@@ -147,7 +150,8 @@ class Store(Protocol):
     def erase(self, session_id: str) -> None:
         """Delete a session, and leave nothing of it to be found: `delete`, then `scrub`.
 
-        What sessions forked from it share stays theirs: erase them too.
+        What sessions forked from it share stays theirs: erase them too. If a crash comes in between,
+        the next opening of the store for writing scrubs it.
 
         Raises:
             SessionNotFoundError, SessionInUseError: as `delete`.

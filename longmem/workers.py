@@ -11,8 +11,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MOST = 64
-"""Threads at most. asyncio's own are a handful, and a thread that waits for a reply costs nothing."""
+MOST = 1024
+"""Threads at most. A reply that is waited for as a whole keeps one until it is there, and one that is
+streamed until its next piece: were there fewer than replies under way, the rest would wait for whole
+replies of others before a token of theirs is read. They are started when none is free, and one that
+waits costs some ten KiB."""
 
 
 class Workers:

@@ -134,7 +134,8 @@ def reloaded(rows: sqlite3.Connection, claim: Claim, store: str) -> Claim | None
     if row is None:
         return None
     info = session_of(row)
-    return replace(claim, info=info, files=load_files(rows, claim.key, info.head, store))
+    files = load_files(rows, claim.key, info.head, store)
+    return replace(claim, info=info, files=files, rollbacks=row["rollbacks"])
 
 
 def check_lease(rows: sqlite3.Connection, claim: Claim) -> None:

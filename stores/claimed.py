@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -77,23 +76,25 @@ class ClaimedSession:
 
     def turns(self, start: int = 0, stop: int | None = None) -> list[TurnRecord]:
         """Turns ``start <= index < stop``, in order."""
-        claim = self.claim
-        start, stop = max(start, 0), _clamp(stop, claim.info.n_turns)
-        with self._rows(claim) as rows:
+
+        def ask(rows: sqlite3.Connection, claim: Claim) -> list[sqlite3.Row]:
+            first, last = max(start, 0), _clamp(stop, claim.info.n_turns)
             found = rows.execute(
                 "SELECT * FROM turns WHERE session = ? AND idx >= ? AND idx < ? ORDER BY idx",
-                (claim.key, start, stop),
+                (claim.key, first, last),
             ).fetchall()
-        if len(found) != max(stop - start, 0):
-            raise self._gone_or(f"{len(found)} of turns {start} to {stop} are recorded")
-        return [turn_of(row, self._id) for row in found]
+            if len(found) != max(last - first, 0):
+                raise self._broken(f"{len(found)} of turns {first} to {last} are recorded")
+            return found
+
+        return [turn_of(row, self._id) for row in self._query(ask)]
 
     def turns_at(self, positions: Sequence[int]) -> list[TurnRecord]:
         """For each token position the turn that holds it."""
-        claim = self.claim
-        check_positions(claim.info, positions)
-        found: dict[int, TurnRecord] = {}
-        with self._rows(claim) as rows:
+
+        def ask(rows: sqlite3.Connection, claim: Claim) -> dict[int, TurnRecord]:
+            check_positions(claim.info, positions)
+            found: dict[int, TurnRecord] = {}
             for position in dict.fromkeys(positions):
                 row = rows.execute(
                     """SELECT * FROM turns WHERE session = ? AND start <= ?
@@ -101,48 +102,69 @@ class ClaimedSession:
                     (claim.key, position),
                 ).fetchone()
                 if row is None:
-                    raise self._gone_or(f"no turn is recorded for token {position}")
+                    raise self._broken(f"no turn is recorded for token {position}")
                 found[position] = turn_of(row, self._id)
+            return found
+
+        found = self._query(ask)
         return [found[position] for position in positions]
 
     def point(self, n_turns: int) -> CommitPoint:
         """The last commit that ends at or before the first `n_turns` turns."""
-        claim = self.claim
-        with self._rows(claim) as rows:
+
+        def ask(rows: sqlite3.Connection, claim: Claim) -> CommitPoint:
             found = rows.execute(
                 """SELECT seq, stop_turn, stop FROM commits
                    WHERE session = ? AND seq <= ? AND stop_turn <= ? ORDER BY seq DESC LIMIT 1""",
                 (claim.key, claim.info.head, n_turns),
             ).fetchone()
-        return CommitPoint(0, 0, 0) if found is None else CommitPoint(*found)
+            return CommitPoint(0, 0, 0) if found is None else CommitPoint(*found)
+
+        return self._query(ask)
 
     def points(self, start_head: int = 0) -> list[CommitPoint]:
         """Where the commits behind `start_head` end, in order."""
-        claim = self.claim
-        with self._rows(claim) as rows:
+
+        def ask(rows: sqlite3.Connection, claim: Claim) -> list[CommitPoint]:
             found = rows.execute(
                 """SELECT seq, stop_turn, stop FROM commits
                    WHERE session = ? AND seq > ? AND seq <= ? ORDER BY seq""",
                 (claim.key, start_head, claim.info.head),
             ).fetchall()
-        return [CommitPoint(*row) for row in found]
+            return [CommitPoint(*row) for row in found]
+
+        return self._query(ask)
 
     def search(self, query: str, k: int) -> list[tuple[int, float, str]]:
         """The `k` turns whose text matches words of `query` best: (turn index, score, snippet)."""
-        claim = self.claim
-        with self._rows(claim) as rows:
-            texts = matching_texts(rows, claim.key, query_words(query))
-        n_turns = claim.info.n_turns
+        words = query_words(query)
+        texts, n_turns = self._query(
+            lambda rows, claim: (matching_texts(rows, claim.key, words), claim.info.n_turns)
+        )
         seen = {index: text for index, text in texts.items() if index < n_turns}
         return ranked(query, seen, n_turns, k)
 
-    @contextmanager
-    def _rows(self, claim: Claim) -> Iterator[sqlite3.Connection]:
-        """A transaction; a reader's only while the session is still what it was."""
-        with self.database.transaction() as rows:
-            if self.database.read_only and _has_gone(rows, claim):
+    def _query(self, ask: Callable[[sqlite3.Connection, Claim], Result]) -> Result:
+        """What a transaction finds while the session is what the claim says; asked again if it was
+        rebuilt or rolled back since the claim was looked at.
+
+        Raises:
+            SessionClosedError: another process, the writer, did that, or deleted it.
+        """
+        claim = self.claim
+        while True:
+            with self.database.transaction() as rows:
+                if not _has_gone(rows, claim):
+                    return ask(rows, claim)
+            now = self._settled()
+            if self.database.read_only or (now.key, now.rollbacks) == (claim.key, claim.rollbacks):
                 raise self._gone()
-            yield rows
+            claim = now
+
+    def _settled(self) -> Claim:
+        """The claim, once who is changing the session in this process has noted what it holds then."""
+        with self.lock:
+            return self.claim
 
     def _read(self, read: Callable[[Reading], Result], *, fresh: bool = False) -> Result:
         """Read from the session's files; again if they were merged meanwhile.
@@ -176,11 +198,11 @@ class ClaimedSession:
             SessionClosedError: the writer deleted it, rebuilt it or rolled it back.
         """
         if not self.database.read_only:
-            current = self.claim
+            current = self._settled()
             return None if current.files is claim.files else current
-        if self._is_gone():
-            raise self._gone() from None
         with self.database.transaction() as rows:
+            if _has_gone(rows, claim):
+                raise self._gone() from None
             files = load_files(rows, claim.key, claim.info.head, self._store)
         if files.extents == claim.files.extents:
             return None
@@ -188,21 +210,12 @@ class ClaimedSession:
             self._claim = replace(self.claim, files=files)
             return self._claim
 
-    def _is_gone(self) -> bool:
-        """Whether a writer took away what this read-only handle reads."""
-        if not self.database.read_only:
-            return False
-        with self.database.transaction() as rows:
-            return _has_gone(rows, self.claim)
-
     def _gone(self) -> SessionClosedError:
         return SessionClosedError(
             f"session {self._id!r} was deleted, rebuilt or rolled back by its writer; open it again"
         )
 
-    def _gone_or(self, what: str) -> SessionClosedError | CorruptDataError:
-        if self._is_gone():
-            return self._gone()
+    def _broken(self, what: str) -> CorruptDataError:
         return CorruptDataError(f"session {self._id!r}: {what}; restore the store from a backup")
 
 

@@ -112,6 +112,7 @@ class InMemoryStore:
         *,
         heads: Mapping[int, int | None] | None = None,
         records: Sequence[Record] = (),
+        forgets: bool = False,
     ) -> None:
         """Let `handle`'s session hold what `staged` holds; closes `staged`."""
         for record in records:

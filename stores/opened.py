@@ -25,6 +25,7 @@ from longmem.stores.lock import WriterLock
 from longmem.stores.quota import Limits
 from longmem.stores.removal import recover, remove_session, work_off_queue
 from longmem.stores.rows import find_session, is_published
+from longmem.stores.scrubbing import make_up_for_scrub, owe_scrub
 from longmem.stores.trimming import trim_if_possible
 
 
@@ -59,6 +60,7 @@ class OpenedStore:
             self._store_id: str = found["value"]
             if not read_only:
                 recover(self._database, self._folder, self._store_id)
+                make_up_for_scrub(self._database, self._folder, self._store_id)
                 self._database.truncate_log()
         except BaseException:
             self._release()
@@ -103,6 +105,21 @@ class OpenedStore:
             with self._database.transaction() as rows:
                 if not is_published(rows, claim.key):
                     remove_session(rows, claim.key)
+            self._tidy()
+
+    def _delete(self, session_id: str, *, scrubbed: bool = False) -> None:
+        """Delete a session that is not open, and note that the store has to be `scrubbed` for it."""
+        self._writable()
+        with self._guard:
+            self._unclaimed(session_id)
+            with self._database.transaction() as rows:
+                remove_session(rows, self._found(rows, session_id)["key"])
+                staged = "SELECT key FROM sessions WHERE staged_for = ?"  # it goes as well
+                for row in rows.execute(staged, (session_id,)).fetchall():
+                    remove_session(rows, row["key"])
+                rows.execute("DELETE FROM records WHERE session = ?", (session_id,))
+                if scrubbed:
+                    owe_scrub(rows)
             self._tidy()
 
     def _tidy(self) -> None:

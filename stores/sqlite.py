@@ -35,7 +35,7 @@ from longmem.stores.rows import (
     session_of,
     session_row,
 )
-from longmem.stores.scrubbing import scrub
+from longmem.stores.scrubbing import owe_scrub, scrub
 from longmem.stores.usage import charge
 from longmem.stores.verify import verify
 
@@ -179,6 +179,7 @@ class SQLiteStore(OpenedStore):
         *,
         heads: Mapping[int, int | None] | None = None,
         records: Sequence[Record] = (),
+        forgets: bool = False,
     ) -> None:
         """In one transaction let `handle`'s session hold what `staged` holds; closes `staged`."""
         self._writable()
@@ -199,6 +200,8 @@ class SQLiteStore(OpenedStore):
                         (after.epoch, after.key),
                     )
                     insert_records(rows, after, after.info.head, records)
+                    if forgets:
+                        owe_scrub(rows)
             except BaseException:
                 with self._database.transaction() as rows:
                     published = is_published(rows, after.key)
@@ -211,20 +214,11 @@ class SQLiteStore(OpenedStore):
 
     def delete(self, session_id: str) -> None:
         """Delete a session, its files and its records."""
-        self._writable()
-        with self._guard:
-            self._unclaimed(session_id)
-            with self._database.transaction() as rows:
-                remove_session(rows, self._found(rows, session_id)["key"])
-                staged = "SELECT key FROM sessions WHERE staged_for = ?"  # it goes as well
-                for row in rows.execute(staged, (session_id,)).fetchall():
-                    remove_session(rows, row["key"])
-                rows.execute("DELETE FROM records WHERE session = ?", (session_id,))
-            self._tidy()
+        self._delete(session_id)
 
     def erase(self, session_id: str) -> None:
         """Delete a session, and leave nothing of it to be found."""
-        self.delete(session_id)
+        self._delete(session_id, scrubbed=True)
         try:
             self.scrub()
         except StoreError as error:

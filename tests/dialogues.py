@@ -52,6 +52,13 @@ def dialogue(
         yield dialogue
 
 
+@pytest.fixture
+def in_memory(engine: Scripted) -> Iterator[Dialogue]:
+    """A dialogue of the file's engine, over an empty store in memory."""
+    with InMemoryStore() as store, Dialogue(engine, store) as dialogue:
+        yield dialogue
+
+
 def user(text: str, id: str | None = None) -> Message:
     return Message("user", text, id)
 

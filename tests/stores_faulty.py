@@ -7,10 +7,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from longmem.store import Commit
 from longmem.stores.samples import sample_commit, sample_info
@@ -72,6 +74,15 @@ class Writer:
                 break
             heads.append(int(number))
         return heads
+
+
+@pytest.fixture(scope="module")
+def writer() -> Iterator[Writer]:
+    """One for all tests of a file, which takes it by assignment: ``writer = stores_faulty.writer``."""
+    writer = Writer()
+    yield writer
+    writer.process.kill()
+    writer.process.communicate()
 
 
 def commits_up_to(count: int) -> list[Commit]:

@@ -6,9 +6,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from live_server import LiveServer
+
+from longmem.adapters.server.conversations_state import Conversation
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +267,58 @@ def test_one_response_at_a_time_is_made_in_a_conversation(
     assert sorted(replies) == [f"word {i}" for i in range(5)]
     said = texts(client, made.id)
     assert said[::2] == said[1::2] and sorted(said[::2]) == sorted(replies)
+
+
+@pytest.mark.parametrize("verb", ["conversation", "delete", "erase"])
+def test_a_conversation_that_moved_goes_with_all_of_its_sessions(
+    server: LiveServer, client: openai.OpenAI, verb: str
+) -> None:
+    made = client.conversations.create()
+    for i in range(3):
+        create(server, f"reply {i}", f"text {i}", made.id, instructions=f"Rules {i}.")
+    remove(server, made.id, verb)
+    assert sessions_of(server, made.id) == []
+
+
+@pytest.mark.parametrize("verb", ["delete", "erase"])
+def test_what_a_conversation_moved_to_goes_when_its_first_session_is_gone(
+    server: LiveServer, client: openai.OpenAI, verb: str
+) -> None:
+    made = client.conversations.create()
+    for i in range(2):
+        create(server, f"reply {i}", f"text {i}", made.id, instructions=f"Rules {i}.")
+    server.dialogue.delete(None, made.id)
+    remove(server, made.id, verb)
+    assert sessions_of(server, made.id) == []
+
+
+def test_a_conversation_moves_on_after_one_of_its_sessions_was_deleted(
+    server: LiveServer, client: openai.OpenAI
+) -> None:
+    made = client.conversations.create()
+    for i in range(3):
+        create(server, f"reply {i}", f"text {i}", made.id, instructions=f"Rules {i}.")
+    first_move = Conversation(server.dialogue, None, made.id).sessions[1]
+    remove(server, first_move, "delete")
+    create(server, "reply 3", "text 3", made.id, instructions="Rules 3.")
+    said = [text for i in range(4) for text in (f"text {i}", f"reply {i}")]
+    assert texts(client, made.id) == said
+    assert len(sessions_of(server, made.id)) == 3
+    client.conversations.delete(made.id)
+    assert sessions_of(server, made.id) == []
+
+
+def remove(server: LiveServer, id: str, verb: str) -> None:
+    """Delete a conversation by its own route or as a session, or erase it."""
+    sessions = f"{server.url}/v1/longmem/sessions/{id}"
+    if verb == "conversation":
+        server.openai().conversations.delete(id)
+    elif verb == "delete":
+        assert httpx.delete(sessions, timeout=60).status_code == 200
+    else:
+        assert httpx.post(f"{sessions}/erase", timeout=60).status_code == 200
+
+
+def sessions_of(server: LiveServer, conversation: str) -> list[str]:
+    """Ids of the sessions a conversation left."""
+    return [info.id for info in server.dialogue.sessions(None) if info.id.startswith(conversation)]

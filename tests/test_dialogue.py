@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import dialogues
 import pytest
-from dialogues import STORES, answer, ask, echo_engine, held, names, new_store, talk, user
+from dialogues import answer, ask, held, names, talk, user
 from scripted import Scripted
 
-from longmem import (
-    DivergedError,
-    InputError,
-    SystemChangedError,
-)
+from longmem import DivergedError, InputError, SystemChangedError
 from longmem.dialogue import Dialogue, Message, Request
-
 
 engine, dialogue = dialogues.engine, dialogues.dialogue
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import dialogues
 import pytest
-from dialogues import STORES, ask, echo_engine, held, new_store, talk, user
+from dialogues import ask, held, talk, user
 from scripted import Scripted
 
 from longmem import SessionInUseError

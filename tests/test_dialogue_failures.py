@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dialogues
 import pytest
-from dialogues import STORES, ask, echo_engine, held, names, new_store, talk, user
+from dialogues import STORES, ask, held, names, talk, user
 from scripted import Scripted
 
 from longmem import (
@@ -21,10 +20,9 @@ from longmem import (
     StoreFullError,
     TurnTooLargeError,
 )
-from longmem.dialogue import Dialogue, Message, Request, TextDelta
+from longmem.dialogue import Dialogue, Message, Request, TextDelta, unfinished
 from longmem.store import Record
 from longmem.stores import InMemoryStore, SQLiteStore
-
 
 engine, dialogue = dialogues.engine, dialogues.dialogue
 
@@ -231,3 +229,55 @@ def test_a_crash_in_the_middle_of_an_exchange_leaves_nothing_of_it(
         assert held(dialogue, "f") == ["a", "re a", "B", "re B"]
         assert store.records.list("longmem.unfinished") == []
         assert store.verify() == []
+
+
+def test_a_crash_right_behind_a_fork_leaves_no_fork(
+    engine: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = unfinished.note
+
+    def crash(*arguments: Any) -> None:
+        shutil.copytree(tmp_path / "s", tmp_path / "crashed")
+        note(*arguments)
+
+    with SQLiteStore(tmp_path / "s") as store, Dialogue(engine, store) as dialogue:
+        for text in ("a", "b"):
+            ask(dialogue, text)
+        monkeypatch.setattr(unfinished, "note", crash)
+        ask(dialogue, "B", at=1, fork_id="f")
+        assert names(dialogue) == ["f", "s"]
+    with SQLiteStore(tmp_path / "crashed") as store:
+        assert len(store.sessions()) == 2
+        with Dialogue(engine, store) as dialogue:
+            assert names(dialogue) == ["s"]
+            assert store.records.list("longmem.unfinished") == []
+
+
+def test_a_fork_that_cannot_be_made_is_not_waited_for(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("a", "b"):
+        ask(dialogue, text)
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise StoreFullError("no room")
+
+    monkeypatch.setattr(dialogue.pool, "fork", fails)
+    with pytest.raises(StoreFullError):
+        ask(dialogue, "B", at=1, fork_id="f")
+    assert dialogue.pool.store.records.list("longmem.unfinished") == []
+
+
+def test_what_somebody_else_commits_meanwhile_is_not_rolled_back(dialogue: Dialogue) -> None:
+    for text in ("a", "b"):
+        ask(dialogue, text)
+    request = Request([user("B")], session="s", at=1, diverge="rollback")
+    with dialogue.stream(request) as exchange:
+        next(iter(exchange))
+        with dialogue.pool.session("s") as session:
+            session.ask("direct")
+        with pytest.raises(SessionInUseError, match="'s' went on otherwise while"):
+            exchange.finish()
+    assert held(dialogue) == ["a", "re a", "b", "re b", "direct", "re direct"]
+    assert dialogue.reply(request).session == "s"
+    assert held(dialogue) == ["a", "re a", "B", "re B"]

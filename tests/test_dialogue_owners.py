@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import dialogues
 import pytest
-from dialogues import STORES, ask, echo_engine, held, new_store, user
+from dialogues import ask, held, user
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import Scripted
 
 from longmem import InputError, LongMemError, SessionNotFoundError
 from longmem.dialogue import Dialogue, Request, fork_name, public_id, session_id

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import dialogues
 import pytest
-from dialogues import STORES, ask, echo_engine, held, names, new_store
+from dialogues import ask, held, names
 from scripted import Scripted
 
-from longmem import (
-    InputError,
-)
+from longmem import InputError
 from longmem.dialogue import Dialogue
 from longmem.stores import SQLiteStore
-
 
 engine, dialogue = dialogues.engine, dialogues.dialogue
 
@@ -61,6 +57,17 @@ def test_a_key_finds_its_reply_after_earlier_turns_were_forgotten(dialogue: Dial
     assert (again.repeated, again.turn, again.message) == (True, 1, first.message)
     assert ask(dialogue, "b", "re b", "c").forked_from is None
     assert held(dialogue) == ["b", "re b", "c", "re c"]
+
+
+def test_a_key_finds_its_reply_where_other_turns_moved_up_to_its_place(dialogue: Dialogue) -> None:
+    ask(dialogue, "a")
+    first = ask(dialogue, "b", idempotency_key="k")
+    for i in range(3):
+        ask(dialogue, f"c{i}")
+    dialogue.forget(None, "s", [0, 1])
+    again = ask(dialogue, "b", idempotency_key="k")
+    assert (again.repeated, again.turn, again.message) == (True, 1, first.message)
+    assert held(dialogue) == ["b", "re b", *(f"{re}c{i}" for i in range(3) for re in ("", "re "))]
 
 
 def test_a_retry_gets_the_reply_of_the_last_exchange(dialogue: Dialogue) -> None:

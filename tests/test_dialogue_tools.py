@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
+import dialogues
 import pytest
 from dialogues import user
 from scripted import Scripted, scripted_engine
@@ -20,7 +20,6 @@ from longmem.dialogue import (
     ToolCallsReady,
     turn_message,
 )
-from longmem.stores import InMemoryStore
 
 TOOLS = [
     {
@@ -43,10 +42,7 @@ def engine(request: pytest.FixtureRequest) -> Scripted:
     return scripted_engine([], style=request.param)
 
 
-@pytest.fixture
-def dialogue(engine: Scripted) -> Iterator[Dialogue]:
-    with InMemoryStore() as store, Dialogue(engine, store) as dialogue:
-        yield dialogue
+dialogue = dialogues.in_memory
 
 
 def call_text(engine: Scripted, content: str, *places: str) -> str:

@@ -287,6 +287,27 @@ def test_nothing_of_it_is_left_to_be_found_under_the_store(engine, tmp_path, how
     assert found_in(path, *needles) == []
 
 
+def test_forgetting_that_could_not_scrub_is_made_up_for_when_the_store_is_opened(
+    engine, tmp_path, monkeypatch
+):
+    path = tmp_path / "s"
+    with SQLiteStore(path) as store, engine.session("a", store=store) as session:
+        session.add(chatter(1))
+        session.add([("user", "The password is zanzibar7."), ("assistant", "Noted.")])
+        session.add(chatter(1, seed=3))
+
+        def scrub():
+            raise StoreError("another process is reading")
+
+        monkeypatch.setattr(store, "scrub", scrub)
+        with pytest.raises(StoreError, match="another process is reading"):
+            session.forget(2)
+        assert session.n_turns == 5
+    assert found_in(path, b"zanzibar7")
+    with SQLiteStore(path):
+        assert found_in(path, b"zanzibar7") == []
+
+
 def test_an_erased_session_begins_anew_under_its_id(engine, store):
     session = engine.session("a", store=store, system="You are a clerk.")
     converse(session)

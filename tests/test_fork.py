@@ -318,6 +318,27 @@ def test_forks_made_while_another_thread_commits_hold_whole_exchanges(engine, st
     assert store.verify() == []
 
 
+def test_a_fork_takes_what_a_rollback_meanwhile_leaves(engine, store, monkeypatch):
+    with engine.session("a", store=store) as session:
+        for i in range(3):
+            session.add([("user", f"Number {i}."), ("assistant", "Noted.")])
+        forks = store.fork
+
+        def late(*args, **options):
+            monkeypatch.undo()
+            session.rollback(1)
+            return forks(*args, **options)
+
+        monkeypatch.setattr(store, "fork", late)
+        with session.fork("f") as forked:
+            assert said(forked) == said(session) and forked.n_turns == 2
+        session.add([("user", "More."), ("assistant", "Noted.")])
+        monkeypatch.setattr(store, "fork", late)
+        with pytest.raises(InputError, match="has no turn 3"):
+            session.fork("g", at=3)
+    assert store.verify() == []
+
+
 def test_a_pool_forks_sessions_in_use_or_not(engine, store):
     with SessionPool(engine, store) as pool:
         with pool.session("a") as session:

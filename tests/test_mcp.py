@@ -96,6 +96,7 @@ def test_a_session_is_read_a_page_at_a_time(opened: Callable[[bool], Store]) -> 
     assert [turn["turn"] for turn in end["turns"]] == [6, 7] and end["next"] is None
     beyond = value(call(server, "show_session", session_id="alice", start=99))
     assert beyond["turns"] == [] and beyond["next"] is None
+    assert "start" in error(call(server, "show_session", session_id="alice", start=10**30))
 
 
 def test_a_long_turn_is_cut_unless_it_is_asked_for_whole(engine: Engine, tmp_path: Path) -> None:

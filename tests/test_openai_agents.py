@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import dialogues
+import frameworks
 import pytest
 from agents import (
     Agent,
@@ -26,8 +26,9 @@ from agents import (
     set_tracing_disabled,
 )
 from agents.exceptions import UserError
-from pydantic import BaseModel
-from scripted import Scripted, scripted_engine
+from dialogues import echo_engine
+from frameworks import OPENING, Answer, Pick, call, uninstall
+from scripted import Scripted
 from test_examples import run
 
 from longmem.adapters.openai_agents import LongMemModel
@@ -36,20 +37,6 @@ from longmem.errors import ConfigError, InputError
 from longmem.stores import InMemoryStore, SQLiteStore
 
 set_tracing_disabled(True)
-
-
-class Answer(BaseModel):
-    """A structured reply."""
-
-    city: str
-    degrees: int
-
-
-class Pick(BaseModel):
-    """A structured reply with few forms, so that a model that rambles comes to its end."""
-
-    city: Literal["Bern", "Oslo"]
-    sure: bool
 
 
 @function_tool
@@ -70,21 +57,10 @@ def careful() -> str:
     return "deleted"
 
 
-CAREFUL = '<tool_call>\n{"name": "careful", "arguments": {}}\n</tool_call>'
-OPENING = 3
-"""Tokens of the template with which a reply begins."""
-WEATHER = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+CAREFUL = call("careful", "{}")
+WEATHER = call("weather", '{"city": "Bern"}')
 
-
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return scripted_engine([])
-
-
-@pytest.fixture
-def dialogue(engine: Scripted) -> Iterator[Dialogue]:
-    with InMemoryStore() as store, Dialogue(engine, store) as dialogue:
-        yield dialogue
+engine, dialogue = frameworks.engine, dialogues.in_memory
 
 
 def agent_of(model: LongMemModel, **options: Any) -> Agent[None]:
@@ -285,7 +261,7 @@ def test_a_required_tool_is_called(engine: Scripted, dialogue: Dialogue) -> None
 def test_a_handoff_is_a_tool_and_keeps_the_first_agents_instructions(
     engine: Scripted, dialogue: Dialogue
 ) -> None:
-    over = '<tool_call>\n{"name": "transfer_to_poet", "arguments": {}}\n</tool_call>'
+    over = call("transfer_to_poet", "{}")
     engine.say(over, "Roses are red.", over)
     model = LongMemModel(dialogue, on_system="keep")
     poet = Agent("poet", instructions="Rhyme.", model=model)
@@ -374,12 +350,8 @@ def test_a_stream_that_is_left_stores_nothing(engine: Scripted, dialogue: Dialog
     assert ask(agent, "Bye", conversation_id="a").final_output == "Bye."
 
 
-def test_many_conversations_run_at_once(dialogue: Dialogue) -> None:
-    def reply(read: str) -> str:
-        return "echo " + read.rpartition("<|im_start|>user\n")[2].split("<|im_end|>")[0]
-
-    engine = scripted_engine(reply)
-    with InMemoryStore() as store, Dialogue(engine, store) as many:
+def test_many_conversations_run_at_once() -> None:
+    with InMemoryStore() as store, Dialogue(echo_engine(), store) as many:
         agent = agent_of(LongMemModel(many))
 
         async def talk(name: str) -> list[str]:
@@ -393,7 +365,7 @@ def test_many_conversations_run_at_once(dialogue: Dialogue) -> None:
             return await asyncio.gather(*(talk(f"user{n}") for n in range(6)))
 
         for n, outputs in enumerate(asyncio.run(main())):
-            assert outputs == [f"echo user{n} {i}" for i in range(3)]
+            assert outputs == [f"re user{n} {i}" for i in range(3)]
             assert len(said(many, f"user{n}")) == 6
 
 
@@ -477,11 +449,7 @@ async def call_model(agent: Agent[None], items: list[Any]) -> Any:
 def test_without_the_package_the_adapter_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [n for n in sys.modules if n.startswith("longmem.adapters.openai_agents")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [n for n in sys.modules if n.startswith("agents.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "agents", None)
+    uninstall(monkeypatch, "agents", "longmem.adapters.openai_agents")
     with pytest.raises(ImportError, match=r"pip install 'longmem\[openai-agents\]'"):
         import_module("longmem.adapters.openai_agents")
 

@@ -7,10 +7,11 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dialogues
+import frameworks
 import pytest
 from agents import (
     Agent,
@@ -26,30 +27,19 @@ from agents.exceptions import UserError
 from agents.memory import Session
 from agents.run_config import CallModelData, ModelInputData
 from openai.types.responses import ResponseOutputMessage, ResponseOutputText
-from scripted import Scripted, scripted_engine
+from scripted import Scripted
 from test_openai_agents import CAREFUL, WEATHER, agent_of, ask, careful, read, said, weather
 
 from longmem.adapters.openai_agents import LongMemModel, LongMemSession
 from longmem.adapters.openai_agents.kept_items import KeptItems
 from longmem.dialogue import Dialogue, Message, Request
 from longmem.errors import SessionInUseError
-from longmem.stores import InMemoryStore, SQLiteStore
+from longmem.stores import SQLiteStore
 
 set_tracing_disabled(True)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return scripted_engine([])
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def dialogue(
-    engine: Scripted, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Dialogue]:
-    store = InMemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "store")
-    with store, Dialogue(engine, store) as dialogue:
-        yield dialogue
+engine, dialogue = frameworks.engine, dialogues.dialogue
 
 
 def items(session: LongMemSession, limit: int | None = None) -> list[Any]:
@@ -214,7 +204,7 @@ def test_what_others_added_is_read_once_with_the_next_run(
     answer = {"role": "assistant", "type": "message", "id": "msg_other", "status": "completed"}
     answer["content"] = [{"type": "output_text", "text": "one", "annotations": []}]  # type: ignore[assignment]
     add(session, user("a"), answer)
-    assert dialogue.sessions(None) == [] and kept(session) == 2
+    assert [info.n_turns for info in dialogue.sessions(None)] == [0] and kept(session) == 2
     ask(agent, "b", session=session)
     assert texts(session) == ["a", "one", "b", "three"] and kept(session) == 0
     assert said(dialogue, "a") == ["a", "one", "b", "three"]
@@ -228,7 +218,8 @@ def test_a_run_that_failed_leaves_its_input_for_the_next(
     agent, session = agent_of(LongMemModel(dialogue)), LongMemSession("a", dialogue)
     with pytest.raises(AssertionError):
         ask(agent, "a", session=session)
-    assert texts(session) == ["a"] and dialogue.sessions(None) == []
+    assert texts(session) == ["a"]
+    assert [info.n_turns for info in dialogue.sessions(None)] == [0]  # the items, and no memory
     engine.say("one")
     ask(agent, "b", session=session)
     assert texts(session) == ["a", "b", "one"] and kept(session) == 0
@@ -399,7 +390,7 @@ def test_it_goes_on_in_another_process(engine: Scripted, tmp_path: Path) -> None
         ask(agent_of(LongMemModel(dialogue)), "a", session=LongMemSession("s", dialogue))
         add(LongMemSession("s", dialogue), user("and b"))
     code = f"""
-import asyncio, sys
+from scripted import scripted_engine
 from test_openai_agents_session import *
 engine = scripted_engine(["two"])
 with SQLiteStore({str(tmp_path)!r}) as store, Dialogue(engine, store) as dialogue:
@@ -413,6 +404,22 @@ with SQLiteStore({str(tmp_path)!r}) as store, Dialogue(engine, store) as dialogu
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment
     )
     assert done.stdout.strip() == "['a', 'one', 'and b', 'c', 'two'] True 0", done.stderr
+
+
+@pytest.mark.parametrize("verb", ["delete", "erase"])
+def test_items_added_before_the_first_run_go_with_their_session(
+    engine: Scripted, dialogue: Dialogue, verb: str
+) -> None:
+    for owner, run in ((None, False), ("ann", True)):
+        session = LongMemSession("early", dialogue, owner=owner)
+        add(session, user("read"))
+        if run:
+            engine.say("one")
+            ask(agent_of(LongMemModel(dialogue, owner=owner)), "a", session=session)
+            assert texts(session) == ["read", "a", "one"]
+        add(session, user("unread"))
+        getattr(dialogue, verb)(owner, "early")
+        assert items(session) == []
 
 
 def test_over_a_store_alone_it_keeps_any_models_items(tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ and edited histories leave sessions whole."""
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import dialogues
+import frameworks
 import pytest
-from pydantic import BaseModel
+from dialogues import echo_engine
+from frameworks import OPENING, Answer, Pick, call, uninstall
 from pydantic_ai import Agent, ModelRetry, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.direct import model_request_sync
 from pydantic_ai.exceptions import UserError
@@ -31,7 +32,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import FunctionToolset
 from pydantic_ai.usage import RunUsage
-from scripted import Scripted, scripted_engine
+from scripted import Scripted
 from test_examples import run
 
 from longmem.adapters.pydantic_ai import LongMemModel
@@ -39,33 +40,7 @@ from longmem.dialogue import Dialogue
 from longmem.errors import InputError
 from longmem.stores import InMemoryStore, SQLiteStore
 
-OPENING = 3
-"""Tokens of the template with which a reply begins."""
-
-
-class Answer(BaseModel):
-    """A structured reply."""
-
-    city: str
-    degrees: int
-
-
-class Pick(BaseModel):
-    """A structured reply with few forms, so that a model that rambles comes to its end."""
-
-    city: Literal["Bern", "Oslo"]
-    sure: bool
-
-
-@pytest.fixture(scope="module")
-def engine() -> Scripted:
-    return scripted_engine([])
-
-
-@pytest.fixture
-def dialogue(engine: Scripted) -> Iterator[Dialogue]:
-    with InMemoryStore() as store, Dialogue(engine, store) as dialogue:
-        yield dialogue
+engine, dialogue = frameworks.engine, dialogues.in_memory
 
 
 def weather_agent(model: LongMemModel, **options: object) -> Agent[None, object]:
@@ -79,10 +54,6 @@ def weather_agent(model: LongMemModel, **options: object) -> Agent[None, object]
         return f"12 degrees in {city}"
 
     return agent
-
-
-def call(name: str, arguments: str) -> str:
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
 def read(usage: RunUsage) -> int:
@@ -312,20 +283,13 @@ def test_thoughts_are_parts_and_are_not_read_again(engine: Scripted, dialogue: D
 def test_without_the_package_the_adapter_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [n for n in sys.modules if n.startswith("longmem.adapters.pydantic_ai")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [n for n in sys.modules if n.startswith("pydantic_ai.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pydantic_ai", None)
+    uninstall(monkeypatch, "pydantic_ai", "longmem.adapters.pydantic_ai")
     with pytest.raises(ImportError, match=r"pip install 'longmem\[pydantic-ai\]'"):
         import_module("longmem.adapters.pydantic_ai")
 
 
 def test_many_runs_at_once_keep_to_their_sessions() -> None:
-    def reply(read: str) -> str:
-        return "echo " + read.rpartition("<|im_start|>user\n")[2].split("<|im_end|>")[0]
-
-    with InMemoryStore() as store, Dialogue(scripted_engine(reply), store) as dialogue:
+    with InMemoryStore() as store, Dialogue(echo_engine(), store) as dialogue:
         agent = Agent(LongMemModel(dialogue))
 
         async def talk(name: str) -> list[str]:
@@ -342,7 +306,7 @@ def test_many_runs_at_once_keep_to_their_sessions() -> None:
             return await asyncio.gather(*(talk(f"user{n}") for n in range(6)))
 
         for n, said in enumerate(asyncio.run(main())):
-            assert said == [f"echo user{n} {i}" for i in range(3)]
+            assert said == [f"re user{n} {i}" for i in range(3)]
             assert len(roles(dialogue, f"user{n}")) == 6
 
 

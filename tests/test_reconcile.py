@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from longmem import InputError, Turn
 from longmem.dialogue import Message, Past, Plan, ToolCall, reconcile, turn_message
+from longmem.dialogue.alignment import agreements, by_tail
 from longmem.dialogue.chain import KEY, START, chain, digest, link
 
 
@@ -282,6 +284,59 @@ def test_a_window_of_the_conversation_is_a_part_of_it_where_ids_or_its_end_tell(
         known = messages[0].id is not None or stop >= last
         plan = plan_for(made, sent, scope="whole")
         assert made.after(plan) == said([*messages[: start if known else 0], *sent])
+
+
+def naive_tail(past: Past, messages: list[Message]) -> tuple[int, int] | None:
+    """`by_tail`, each place compared for itself."""
+    held, end = past.messages(0, past.n), past.boundary(past.n - 1)
+    found = []
+    for start in range(past.n):
+        pairs = zip(held[start:], messages, strict=False)
+        agreed = len(list(takewhile(lambda pair: digest(pair[0]) == digest(pair[1]), pairs)))
+        exchange = agreed > 1 and "assistant" in [message.role for message in messages[:agreed]]
+        if exchange and start + agreed >= end:
+            found.append((agreed, start))
+    return max(found)[::-1] if found else None
+
+
+ROLES = st.sampled_from(["user", "assistant"])
+ALIKE = st.lists(st.builds(Message, ROLES, st.sampled_from("ab")), min_size=1, max_size=12)
+
+
+@given(st.lists(ALIKE, min_size=1, max_size=4), st.lists(ALIKE, max_size=2), st.integers(0, 30))
+def test_a_tail_is_found_where_comparing_every_place_finds_it(
+    commits: list[list[Message]], others: list[list[Message]], start: int
+) -> None:
+    made = Committed()
+    for commit in commits:
+        made.commit(*commit)
+    held = [message for commit in commits for message in commit]
+    sent = [*held[start:], *(message for other in others for message in other), user("new")]
+    past = Past(made)
+    wide = [*sent, *(user(f"more {i}") for i in range(past.n))]  # all of the session is looked at
+    assert by_tail(past, wide) == naive_tail(past, wide)
+
+
+class Counted(bytes):
+    """A digest that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return bytes.__eq__(self, other)
+
+    __hash__ = bytes.__hash__
+
+
+@pytest.mark.parametrize("pattern", ["a", "ab", "aab"])
+def test_the_tail_of_messages_that_are_all_alike_is_found_in_linear_time(pattern: str) -> None:
+    n = 600
+    sent = [Counted(pattern[i % len(pattern)].encode()) for i in range(n)]
+    Counted.compared = 0
+    found = agreements([Counted(each) for each in sent], sent)
+    assert found[:: len(pattern)] == list(range(n, 0, -len(pattern)))
+    assert Counted.compared <= 2 * (2 * n + 1), "each is matched once, and once it is not"
 
 
 @given(st.integers(1, 400), st.data())

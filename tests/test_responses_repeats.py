@@ -94,6 +94,29 @@ def test_an_idempotency_key_brings_the_stored_response_back(server: LiveServer) 
     assert create(server, "a", headers={"Idempotency-Key": "k2"}).output_text == "two"
 
 
+@pytest.mark.parametrize("other", ["conversation", "previous", "instructions", "tools", "limit"])
+def test_an_idempotency_key_stands_for_the_whole_request(server: LiveServer, other: str) -> None:
+    here = begin(server, "conversation")
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+    asked: dict[str, Any] = {
+        "conversation": lambda: begin(server, "conversation"),
+        "previous": lambda: begin(server, "previous"),
+        "instructions": lambda: {**here, "instructions": "Be brief."},
+        "tools": lambda: {**here, "tools": [tool]},
+        "limit": lambda: {**here, "max_output_tokens": 7},
+    }[other]()
+    server.engine.say("one", "two")
+    headers = {"Idempotency-Key": f"whole-{other}"}
+    first = create(server, "yes", headers=headers, **here)
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(server, "yes", headers=headers, **asked)
+    assert refused.value.code == "idempotency_key_reused"
+    again = create(server, "yes", headers=headers, conversation={"id": here["conversation"]})
+    assert again.id == first.id
+    done = create(server, "yes", headers={"Idempotency-Key": f"fresh-{other}"}, **asked)
+    assert done.output_text == "two"
+
+
 def test_a_repeat_waits_for_the_request_it_repeats(server: LiveServer) -> None:
     release, started = threading.Event(), threading.Event()
 

@@ -12,7 +12,17 @@ from server_process import Server, shared
 from longmem.adapters.server import errors
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("errors", "chat_input", "admission", "body", "keys", "traffic", "status", "sampling")
+FILES = (
+    "errors",
+    "chat_input",
+    "chat_messages",
+    "admission",
+    "body",
+    "keys",
+    "traffic",
+    "status",
+    "sampling",
+)
 PAGE = (ROOT / "docs" / "server.md").read_text("utf-8")
 
 

@@ -247,3 +247,13 @@ def _shape(answer: Any, names: dict[str, str]) -> tuple[int, str, list[str]]:
         name for name in answer.headers if name not in ("date", "content-length", "x-request-id")
     ]
     return answer.status_code, text, kept
+
+
+def test_messages_name_sessions_as_their_owner_does(server: LiveServer) -> None:
+    talk(server, "named", "a", "b")
+    bodies = {"fork": {"at": 0}, "rollback": {"to": 99}, "forget": {"turns": 99}}
+    for verb, body in bodies.items():
+        refused = call(server, "POST", f"/longmem/sessions/named/{verb}", json=body)
+        message = refused.json()["error"]["message"]
+        assert refused.status_code == 400 and "'named'" in message, message
+        assert "ann:" not in message

@@ -15,8 +15,8 @@ from longmem.adapters.server import ApiKey, Settings
 from longmem.adapters.server.errors import ApiError, as_api_error
 from longmem.adapters.server.event_stream import _with_pings, frame
 from longmem.adapters.server.exchange import as_header, from_header
-from longmem.adapters.server.routing import strict_json
 from longmem.adapters.server.sampling import SamplingFields, to_sampling
+from longmem.adapters.server.strict_json import strict_json
 from longmem.adapters.server.traffic import Traffic
 from longmem.cli.serve import with_memory
 
@@ -83,7 +83,7 @@ def test_every_error_has_a_status_and_a_code(error: Exception, status: int, code
     "body", [b'{"a": [1, 2.5, "x", null]}', '["é", "\\ud83d\\ude00"]'.encode()]
 )
 def test_strict_json_takes_what_the_standard_allows(body: bytes) -> None:
-    assert strict_json(body) == json.loads(body)
+    assert strict_json(body, 100) == json.loads(body)
 
 
 def test_sampling_is_greedy_unless_asked_otherwise() -> None:
@@ -105,6 +105,8 @@ def test_settings_that_cannot_work_are_refused() -> None:
     for wrong in (
         {"rate": 0},
         {"max_body": 0},
+        {"max_values": 0},
+        {"header_seconds": 0},
         {"max_concurrent": -1},
         {"send_seconds": float("nan")},
     ):

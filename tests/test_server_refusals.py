@@ -13,6 +13,8 @@ from server_process import Server, shared
 
 OK = {"model": "nano", "messages": [{"role": "user", "content": "Hi"}]}
 CHAT = "/v1/chat/completions"
+PART = "messages[1].content[0].type"
+SAID = "Application/JSON; charset=utf-8"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,13 @@ def check(response: httpx.Response, status: int, code: str | None = None) -> dic
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": {}}, "stop"),
+        ({"messages": {}}, "messages"),
+        ({"messages": [OK["messages"][0], {"role": "user", "content": [{"text": "x"}]}]}, PART),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )
@@ -82,6 +91,30 @@ def test_a_value_that_is_refused_is_named(
 ) -> None:
     error = check(http.post(CHAT, json={**OK, **changes}), 400)
     assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/longmem/sessions/x/recall", {"query": ""}, "query"),
+        ("/v1/longmem/sessions/x/forget", {"turns": -1}, "turns"),
+        ("/v1/longmem/sessions/x/forget", {"turns": [0, -1]}, "turns[1]"),
+        ("/v1/longmem/sessions/x/rollback", {}, "to"),
+        ("/v1/responses", {"model": "nano", "conversation": {}}, "conversation.id"),
+        ("/v1/longmem/sessions?limit=0", None, "limit"),
+    ],
+    ids=str,
+)
+def test_a_part_is_called_by_its_name_in_the_request(
+    http: httpx.Client, path: str, body: Any, param: str
+) -> None:
+    error = check(http.request("GET" if body is None else "POST", path, json=body), 400)
+    assert error["param"] == param and error["message"].startswith(f"{param}: ")
+
+
+def test_what_is_wrong_is_told_of_the_type_that_was_meant(http: httpx.Client) -> None:
+    error = check(http.post(CHAT, json={**OK, "stop": ["a"] * 17}), 400)
+    assert "at most 16" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +144,12 @@ def test_a_body_that_is_no_request_is_refused(
 
 def test_a_body_of_another_type_is_refused(http: httpx.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        check(http.post(CHAT, content=json.dumps(OK), headers={"content-type": kind}), 400)
+        refused = http.post(CHAT, content=json.dumps(OK), headers={"content-type": kind})
+        check(refused, 415, "unsupported_media_type")
+    sent = http.post(
+        CHAT, content=json.dumps({**OK, "max_tokens": 1}), headers={"content-type": SAID}
+    )
+    assert sent.status_code == 200
 
 
 def test_unknown_models_routes_and_methods_are_told_in_the_envelope(http: httpx.Client) -> None:

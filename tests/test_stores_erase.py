@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
+import stores_on_disk
 import torch
 
 from longmem.errors import StoreError
@@ -18,7 +20,6 @@ from longmem.stores import SQLiteStore
 from longmem.stores import search_index as indexing
 from longmem.stores.samples import assert_holds, fill, sample_commit, sample_info
 
-MERGE_BYTES = 10_000  # K/V of three commits as `fill` makes them
 WORD = "zqvxcanarywkj"
 IDS = tuple(range(77_001, 77_013))
 ROW = torch.arange(1.0, 17.0).mul(1.2345678)
@@ -32,15 +33,7 @@ TRACES = {
 }
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SQLiteStore]:
-    with SQLiteStore(path, merge_bytes=MERGE_BYTES) as store:
-        yield store
+path, store = stores_on_disk.path, stores_on_disk.store
 
 
 def secret(handle: SessionHandle) -> Commit:
@@ -225,6 +218,45 @@ def test_a_log_that_a_reader_holds_is_reported(
     reader.close()
     store.scrub()
     assert traces(path) == set()
+
+
+@pytest.mark.parametrize("verb", ["erase", "publish"])
+def test_a_scrub_that_a_crash_came_before_is_made_up_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    with SQLiteStore(path) as store, suppress(KeyboardInterrupt):
+        kept = fill(store.create(sample_info("bob")), 2)
+        handle = store.create(sample_info())
+        fill(handle, 1)
+        handle.commit(secret(handle))
+        fill(store.create(sample_info("carol")), 2)
+        monkeypatch.setattr(store, "scrub", crash)
+        if verb == "publish":
+            staged = store.stage(handle, handle.info, 1)
+            store.publish(handle, staged, heads={2: None}, forgets=True)
+            store.scrub()
+        handle.close()
+        store.erase("alice")
+    assert kinds(path) != set()
+
+    monkeypatch.setattr("longmem.stores.database._BUSY_SECONDS", 0.05)
+    reader = sqlite3.connect(f"{(path / 'longmem.db').as_uri()}?mode=ro", uri=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM turns").fetchone()
+    with SQLiteStore(path) as store:
+        assert "traces of what was erased or forgotten may be left" in caplog.text
+        assert kinds(path) != set()
+    reader.close()
+
+    with SQLiteStore(path) as store:
+        assert traces(path) == set()
+        assert_holds(store.open("bob"), kept)
+        assert store.verify() == []
+        with store._database.transaction() as rows:
+            assert rows.execute("SELECT 1 FROM meta WHERE name = 'scrub'").fetchone() is None
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import signal
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+import stores_faulty
 from safetensors import SafetensorError
 from stores_faulty import Step, Writer, commits_up_to, failing
 
@@ -42,6 +43,8 @@ ERRORS: dict[str, BaseException] = {
     "sqlite": sqlite3.OperationalError("disk I/O error"),
     "safetensors": SafetensorError("I/O error"),
 }
+
+writer = stores_faulty.writer
 
 
 def test_the_steps_come_in_the_order_that_survives_a_power_cut(
@@ -142,14 +145,6 @@ def expect_clean_failure(path: Path, step: Step, error: BaseException) -> BaseEx
         assert_holds(store.open("alice"), commits)
         assert store.verify() == []
     return caught.value
-
-
-@pytest.fixture(scope="module")
-def writer() -> Iterator[Writer]:
-    writer = Writer()
-    yield writer
-    writer.process.kill()
-    writer.process.communicate()
 
 
 @pytest.mark.parametrize("step", STEPS)

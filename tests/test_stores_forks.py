@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
+import stores_on_disk
 import torch
 from stores_faulty import failing
 
@@ -37,9 +38,7 @@ MERGE_BYTES = 30_000  # nine commits as `fill` makes them
 MERGED = 9
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store"
+path = stores_on_disk.path
 
 
 @pytest.fixture
@@ -509,6 +508,43 @@ def test_any_order_of_verbs_leaves_every_session_what_it_holds(path: Path) -> No
             assert store.verify() == []
             named = {extent.file.name for h in handles.values() for extent in h.claim.files.extents}  # type: ignore[attr-defined]
             assert names(path / str(seed)) == named
+
+
+READS: dict[str, Callable[[SessionHandle], object]] = {
+    "turns": lambda handle: handle.turns(),
+    "turns_at": lambda handle: handle.turns_at([0, 5]),
+    "point": lambda handle: handle.point(99),
+    "points": lambda handle: handle.points(),
+    "search": lambda handle: handle.search("turn", 9),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("verb", ["rollback", "publish"])
+def test_who_reads_while_a_session_changes_its_past_sees_it_changed(
+    store: SQLiteStore,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    read: Callable[[SessionHandle], object],
+) -> None:
+    handle = store.create(sample_info())
+    fill(handle, 4)
+    before, transaction = read(handle), store._database.transaction
+
+    def change() -> object:
+        monkeypatch.undo()
+        if verb == "rollback":
+            handle.rollback(1)
+        else:
+            staged = store.stage(handle, handle.info)
+            fill(staged, 1, [9, 3])
+            store.publish(handle, staged)
+        return transaction()
+
+    monkeypatch.setattr(store._database, "transaction", change)
+    found = read(handle)
+    assert found == read(handle)
+    assert found != before or read is READS["turns_at"]
 
 
 def test_threads_that_fork_commit_merge_and_roll_back_at_once_mix_nothing(path: Path) -> None:

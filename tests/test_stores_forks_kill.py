@@ -45,7 +45,7 @@ STEPS: dict[str, tuple[Operation, Step]] = {
     ),
     "deletion: rows changed": (
         ["delete", "alice"],
-        ("longmem.stores.sqlite", "remove_session", 1, True),
+        ("longmem.stores.opened", "remove_session", 1, True),
     ),
     "fork: rows copied": (
         ["fork", "alice", "carol", 5],
@@ -103,6 +103,7 @@ def sound_sessions(path: Path, before: Sessions, maybe: Sessions) -> Sessions:
             for table in ("unlink_queue", "trim_queue"):
                 assert rows.execute(f"SELECT * FROM {table}").fetchall() == []
             named = {row["name"] for row in rows.execute("SELECT name FROM files")}
+            assert rows.execute("SELECT 1 FROM meta WHERE name = 'scrub'").fetchone() is None
         assert {entry.name for entry in (path / "files").iterdir()} == named
         assert list((path / "tmp").iterdir()) == []
     return held
@@ -137,7 +138,7 @@ def test_kills_at_random_moments_lose_and_mix_nothing(performer: Performer, tmp_
     random, path, held = Random(0), tmp_path / "store", Sessions()
     killed = 0
     for _ in range(KILLS):
-        todo = list(operations(held, random, 120))
+        todo = list(operations(held, random, 400))
         pid = performer.start(path, todo)
         performer.wait_for_begin()
         time.sleep(random.uniform(0.0, 0.6))

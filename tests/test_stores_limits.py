@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import stores_on_disk
 from conftest import SMALL
 from stores_older import downgrade
 
@@ -37,9 +38,7 @@ MAKERS: dict[str, Callable[..., Store]] = {
 }
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store"
+path = stores_on_disk.path
 
 
 @pytest.fixture

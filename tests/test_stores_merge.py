@@ -9,16 +9,19 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+import stores_faulty
+import stores_on_disk
 import torch
 from safetensors.torch import load_file
 from stores_faulty import Step, Writer, commits_up_to, failing
+from stores_on_disk import MERGE_BYTES
 
 from longmem.errors import (
     CorruptDataError,
@@ -39,7 +42,6 @@ from longmem.stores.samples import (
     sample_info,
 )
 
-MERGE_BYTES = 10_000  # K/V of three commits as `fill` makes them
 STEPS: dict[str, Step] = {
     "before writing": ("longmem.stores.handle", "write_merged", 1, False),
     "half written": ("longmem.stores.merged_file", "_Column.append", 4, True),
@@ -56,15 +58,7 @@ AFTER: dict[str, Step] = {
 }
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SQLiteStore]:
-    with SQLiteStore(path, merge_bytes=MERGE_BYTES) as store:
-        yield store
+path, store, writer = stores_on_disk.path, stores_on_disk.store, stores_faulty.writer
 
 
 def files(path: Path) -> int:
@@ -225,14 +219,6 @@ def test_a_merge_whose_old_files_cannot_be_unlinked_is_finished_by_the_next_open
     with SQLiteStore(path) as store:
         assert files(path) == 2
         assert_holds(store.open("alice"), commits)
-
-
-@pytest.fixture(scope="module")
-def writer() -> Iterator[Writer]:
-    writer = Writer()
-    yield writer
-    writer.process.kill()
-    writer.process.communicate()
 
 
 @pytest.mark.parametrize("step", {**STEPS, **AFTER})

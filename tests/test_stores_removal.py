@@ -120,7 +120,7 @@ def test_a_deletion_that_fails_in_its_transaction_changes_nothing(
         raise KeyboardInterrupt
 
     with SQLiteStore(path) as store:
-        monkeypatch.setattr("longmem.stores.sqlite.remove_session", remove_and_fail)
+        monkeypatch.setattr("longmem.stores.opened.remove_session", remove_and_fail)
         with pytest.raises(KeyboardInterrupt):
             store.delete("alice")
         assert store.open("alice").turns(0, 1)[0].text == SECRET

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from stores_older import downgrade
+from stores_on_disk import MERGE_BYTES
 
 from longmem.errors import StoreFormatError
 from longmem.store import Commit, Record
@@ -16,8 +17,6 @@ from longmem.stores import SQLiteStore
 from longmem.stores.handle import SQLiteHandle
 from longmem.stores.samples import assert_equal, assert_holds, assert_same, fill, sample_info
 from longmem.stores.turn_file import Identity
-
-MERGE_BYTES = 10_000  # K/V of three commits as `fill` makes them
 
 
 @pytest.fixture

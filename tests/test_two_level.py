@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import SMALL, chatter
 from test_block_index import HEADS, KV_HEADS, queries, random_blocks
 from test_resume import probe_logits
 
-from longmem import CorruptDataError, Engine, MemoryConfig
+from longmem import CorruptDataError, Engine, MemoryConfig, SessionClosedError
 from longmem.memory.index import BlockIndex
 from longmem.memory.lookup import Lookup
 from longmem.memory.lookups import PassLookups
@@ -248,6 +249,36 @@ def test_shelves_are_merged_and_what_they_were_merged_of_is_let_go():
             held = sum(s.groups for s in shelves) * KV_HEADS
             assert int((index.shelves.pages._slot_of >= 0).sum()) == held
     assert [s.stop - s.first for s in index.shelves.serving.shelves] == [40] * 6
+
+
+class Closing(Tensors):
+    """Is closed while somebody reads from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.closed = threading.Event()
+
+    def read_blocks(self, name, spans):
+        self.closed.wait(30)
+        raise SessionClosedError("the stand-in was closed")
+
+
+def test_shelves_that_are_being_merged_when_another_store_is_attached_are_merged_from_that_one():
+    first, then, blocks, index = Closing(), Tensors(), random_blocks(60), new_index()
+    index.shelves.attach(first)
+    n = 0
+    while Place(1, 0) not in index.shelves._forming:
+        index.add(*blocks[n])
+        commit(index, first, n)
+        n += 1
+    then.blocks = first.blocks
+    index.shelves.attach(then)
+    first.closed.set()
+    for raw, mass in blocks[n:]:
+        index.add(raw, mass)
+    assert [s.stop - s.first for s in index.shelves.serving.shelves] == [40, 10]
+    for q in queries(2):
+        assert torch.equal(one_look_up(index, q), one_look_up(filled(blocks), q))
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from longmem.engine import Engine
     from longmem.store import SessionHandle, SessionInfo, Store
 
+_MOST = 2**53  # what JSON numbers hold exactly
 SessionId = Annotated[str, Field(description="Id of the session, as list_sessions gives it.")]
 
 
@@ -62,7 +63,7 @@ class Tools:
 
     def list_sessions(
         self,
-        start: Annotated[int, Field(ge=0, description="How many to skip.")] = 0,
+        start: Annotated[int, Field(ge=0, le=_MOST, description="How many to skip.")] = 0,
         limit: Annotated[int, Field(ge=1, le=500, description="Most sessions to give.")] = 50,
     ) -> list[SessionSummary]:
         """The sessions, the most recently used first."""
@@ -74,7 +75,8 @@ class Tools:
         self,
         session_id: SessionId,
         start: Annotated[
-            int, Field(description="First turn to show; negative counts from the end.")
+            int,
+            Field(ge=-_MOST, le=_MOST, description="First turn to show; negative: from the end."),
         ] = 0,
         limit: Annotated[int, Field(ge=1, le=200, description="Most turns to show.")] = 20,
         whole: Annotated[bool, Field(description="Do not cut long turns.")] = False,

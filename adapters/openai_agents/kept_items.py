@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agents.exceptions import UserError
 
 from longmem.adapters.openai_agents.items import Item, messages_of
-from longmem.errors import SessionNotFoundError
+from longmem.errors import InputError, SessionInUseError, SessionNotFoundError
 from longmem.store import Record
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 _NAMESPACE = "openai_agents.items"
 _PAGE = 64
+_TRIES, _PAUSE = 100, 0.05
+"""How often, and how many seconds apart, it is looked whether another has made the memory."""
 _writing = threading.Lock()
 
 
@@ -32,11 +36,14 @@ class KeptItems:
         store: where the records are.
         session: stored id of the session; with it the records go.
         n_turns: tells how many turns its memory has.
+        begin: makes an empty memory, so that items kept before the first run go with it when it is
+            erased; None: no memory will begin.
     """
 
     store: Store
     session: str
     n_turns: Callable[[], int]
+    begin: Callable[[], object] | None = None
 
     def read(self, last: int | None = None) -> list[dict[str, Any]]:
         """All items, or the last so many, oldest first."""
@@ -130,10 +137,25 @@ class KeptItems:
 
     def _write(self, puts: Sequence[Record], deletes: Sequence[str]) -> None:
         gone = [(_NAMESPACE, key) for key in deletes]
+        for _ in range(_TRIES):
+            try:
+                self.store.records.apply(puts, gone, session=self.session)
+                return
+            except SessionNotFoundError:
+                if self.begin is None or not puts:
+                    self.store.records.apply(puts, gone)
+                    return
+            with suppress(InputError):  # it has begun meanwhile
+                self._begin(self.begin)
+        raise SessionNotFoundError(
+            f"session {self.session!r} was deleted while items were added; add them again"
+        )
+
+    def _begin(self, begin: Callable[[], object]) -> None:
         try:
-            self.store.records.apply(puts, gone, session=self.session)
-        except SessionNotFoundError:  # its memory has not begun, or never will
-            self.store.records.apply(puts, gone)
+            begin()
+        except SessionInUseError:  # the first run is making it
+            time.sleep(_PAUSE)
 
 
 def _said(item: Item) -> tuple[Any, ...] | None:

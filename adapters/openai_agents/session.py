@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from agents.exceptions import UserError
@@ -63,7 +64,8 @@ class LongMemSession(SessionABC):
         self._store = memory.pool.store if isinstance(memory, Dialogue) else memory
         name = dialogue.resolve if dialogue else stored_name
         self._stored_id = name(owner, session_id)
-        self._kept = KeptItems(self._store, self._stored_id, self._n_turns)
+        begin = partial(dialogue.create, owner, session_id) if dialogue else None
+        self._kept = KeptItems(self._store, self._stored_id, self._n_turns, begin)
         self._lock = threading.RLock()
         if dialogue is not None:
             self._named = named(

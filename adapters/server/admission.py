@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,6 +17,8 @@ _OPEN = ("/health",)
 _UNCOUNTED = ("/health/ready", "/metrics")
 """Paths that are answered while draining, and count against no limit."""
 _LOCAL = {"localhost", "127.0.0.1", "[::1]"}
+_CROSS_SITE = "cross-site"
+"""What browsers say in Sec-Fetch-Site of a request that another site's page makes."""
 
 
 class Admission:
@@ -53,19 +57,50 @@ class Admission:
         """The owner.
 
         Raises:
-            ApiError: 401; or 403 where no key is asked for and the request names a host that is not
-                this machine: a web page that had its own name point here would be let in otherwise.
+            ApiError: 401; or 403 where no key is asked for and `_check_local` refuses.
         """
-        if not self._settings.keys and _name(headers.get("host", "")) not in _LOCAL:
-            raise ApiError(
-                403,
-                "host_refused",
-                "a server without API keys answers to localhost, 127.0.0.1 and [::1] alone; use one "
-                "of them, or start it with an API key",
-            )
+        if not self._settings.keys:
+            _check_local(headers)
         return self._keys.owner(headers.get("authorization"))
+
+
+def _check_local(headers: Headers) -> None:
+    """Keep web pages out. A key would; without one a browser on this machine is let in like any client.
+
+    A page that had its own name point here gives that name as Host. A page of another site gives itself
+    as Origin, and "simple" requests, which change things as well, reach a server before it is asked.
+
+    Raises:
+        ApiError: 403.
+    """
+    if _name(headers.get("host", "")) not in _LOCAL:
+        raise ApiError(
+            403,
+            "host_refused",
+            "a server without API keys answers to localhost, 127.0.0.1 and [::1] alone; use one "
+            "of them, or start it with an API key",
+        )
+    origins = headers.getlist("origin")
+    if headers.get("sec-fetch-site") == _CROSS_SITE or not all(map(_is_local, origins)):
+        raise ApiError(
+            403,
+            "origin_refused",
+            "a server without API keys takes no requests from web pages of other sites; open the "
+            "page from localhost, or start the server with an API key",
+        )
+
+
+def _is_local(origin: str) -> bool:
+    """Whether a page of this origin came from this machine; "null" and what is no URL did not."""
+    try:
+        found = urlsplit(origin)
+        host = found.hostname or ""
+    except ValueError:
+        return False
+    name = f"[{host}]" if ":" in host else host
+    return found.scheme in ("http", "https") and name in _LOCAL
 
 
 def _name(host: str) -> str:
     """A Host header without its port."""
-    return host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return (host.rsplit(":", 1)[0] if not host.endswith("]") else host).lower()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -47,6 +49,11 @@ _ROUTERS: tuple[Callable[[Context], APIRouter], ...] = (
 )
 
 
+_THREADS = 256
+"""In which routes wait for sessions and the store: several owners' at once, each with as many requests
+as it may have. There are 40 otherwise."""
+
+
 def create_app(dialogue: Dialogue, settings: Settings | None = None) -> FastAPI:
     """The server's application, for `run` or any ASGI server.
 
@@ -75,6 +82,7 @@ class _App(FastAPI):
             version=__version__,
             description="Conversations without an end, in OpenAI's dialects.",
             redirect_slashes=False,
+            lifespan=_with_threads,
         )
         self.state.context = context
         self._sending = Sending(super().__call__, send_seconds)
@@ -92,6 +100,13 @@ class _App(FastAPI):
             for name in ("HTTPValidationError", "ValidationError"):
                 schema.get("components", {}).get("schemas", {}).pop(name, None)
         return super().openapi()
+
+
+@asynccontextmanager
+async def _with_threads(app: FastAPI) -> AsyncIterator[None]:
+    threads = anyio.to_thread.current_default_thread_limiter()
+    threads.total_tokens = max(threads.total_tokens, _THREADS)
+    yield
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Reads a request's body before a route sees it: no larger than allowed, and not for ever."""
+"""Reads a request's body before a route sees it: JSON, no larger than allowed, and not for ever."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ class Body:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         try:
-            body = await self._read(Headers(scope=scope), receive)
+            body = await self._read(headers, receive)
+            if body and not _says_json(headers.get("content-type", "")):
+                raise _no_json()
         except ClientGone:
             return
         except ApiError as error:
@@ -84,6 +87,22 @@ class Body:
             f"the body is larger than {self._most:,} bytes; send less, in several turns",
             headers={"connection": "close"},
         )
+
+
+def _says_json(content_type: str) -> bool:
+    """Whether it is a type that a web page cannot send to another site without being asked first."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
+
+
+def _no_json() -> ApiError:
+    return ApiError(
+        415,
+        "unsupported_media_type",
+        "a body is JSON here; send it with the header Content-Type: application/json",
+    )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -7,6 +7,7 @@ import uuid
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from longmem.adapters.server.aside import MANY, aside_if
 from longmem.adapters.server.chat_input import chat_request
 from longmem.adapters.server.chat_models import ChatRequest
 from longmem.adapters.server.chat_output import chunks, completion
@@ -48,7 +49,10 @@ def router(context: Context) -> APIRouter:
         """
         id = f"chatcmpl-{uuid.uuid4().hex}"
         owner = context.owner(request)
-        asked = chat_request(body, request.headers, owner, context.settings, id)
+        much = len(body.messages) > MANY
+        asked = await aside_if(
+            much, chat_request, body, request.headers, owner, context.settings, id
+        )
         if body.stream:
             wants_usage = bool(body.stream_options and body.stream_options.include_usage)
             frames = chunks(model, context.fingerprint, wants_usage)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.datastructures import Headers
 
-from longmem.adapters.server.chat_models import ChatMessage, ChatRequest, NamedTool, Part
+from longmem.adapters.server.chat_messages import read_messages
+from longmem.adapters.server.chat_models import ChatRequest, NamedTool
 from longmem.adapters.server.errors import ApiError, unsupported
 from longmem.adapters.server.exchange import from_header
 from longmem.adapters.server.sampling import to_sampling
 from longmem.adapters.server.settings import Settings
 
 if TYPE_CHECKING:
-    from longmem.dialogue import Message
     from longmem.dialogue import Request as DialogueRequest
 
 _LONGEST_KEY = 255
@@ -50,6 +50,7 @@ def chat_request(
         id: for the reply.
 
     Raises:
+        RequestValidationError: a message is none.
         ApiError: a part of the dialect that longmem does not have, or a model that is not served.
         LongMemError: values that cannot work.
     """
@@ -60,7 +61,7 @@ def chat_request(
     limit = body.max_completion_tokens or body.max_tokens
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or ()
     return DialogueRequest(
-        [_message(each, i) for i, each in enumerate(body.messages)],
+        read_messages(body.messages),
         session=_session(headers),
         scope=header_choice(headers, "x-session-scope", ("auto", "new", "whole")),
         diverge=header_choice(
@@ -137,52 +138,11 @@ def header_choice(
     return value
 
 
-def read_parts(content: str | list[Part] | None, param: str) -> str:
-    """The text of a message's content.
-
-    Raises:
-        ApiError: a part is no text.
-    """
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for i, part in enumerate(content):
-        text = {"text": part.text, "refusal": part.refusal}.get(part.type)
-        if text is None:
-            raise ApiError(
-                400,
-                "unsupported_content_part",
-                f"{param}[{i}] is a part of type {part.type!r}; only text can be read here",
-                f"{param}[{i}]",
-            )
-        texts.append(text)
-    return "".join(texts)
-
-
 def _session(headers: Headers) -> str | None:
     session = headers.get("x-session-id")
     if session is not None and not session.strip():
         raise ApiError(400, "invalid_value", "the header x-session-id is empty", "x-session-id")
     return None if session is None else from_header(session)
-
-
-def _message(message: ChatMessage, index: int) -> Message:
-    from longmem.dialogue import Message
-    from longmem.tools import ToolCall
-
-    calls = [
-        ToolCall(call.id, call.function.name, call.function.arguments)
-        for call in message.tool_calls or ()
-    ]
-    return Message(
-        "system" if message.role == "developer" else message.role,
-        read_parts(message.content, f"messages[{index}].content") or message.refusal or "",
-        id=message.id,
-        tool_calls=tuple(calls),
-        tool_call_id=message.tool_call_id,
-        name=message.name,
-        reasoning=message.reasoning_content or "",
-    )
 
 
 def _function(given: Mapping[str, Any]) -> dict[str, Any]:

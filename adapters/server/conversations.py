@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
+from longmem.adapters.server.chat_models import Metadata
 from longmem.adapters.server.context import Context
 from longmem.adapters.server.conversations_pending import Pending
 from longmem.adapters.server.conversations_state import Conversation
 from longmem.adapters.server.items import new_id, read_items
-from longmem.adapters.server.responses_body import Metadata
 from longmem.adapters.server.responses_flights import flights_of
 from longmem.adapters.server.routing import new_router
 

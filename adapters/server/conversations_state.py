@@ -69,9 +69,7 @@ class Conversation:
     @property
     def sessions(self) -> list[str]:
         """Public ids of the sessions it was in, the present one last."""
-        moves = self._records.list(_MOVES, f"{self._key}/")
-        there = [to for _, to in moves if self.dialogue.find(self.owner, self._stored(to))]
-        return [self.info.id, *there]
+        return [self.info.id, *self._moved]
 
     @property
     def session(self) -> str:
@@ -100,6 +98,12 @@ class Conversation:
             self.dialogue.delete(self.owner, session)
 
     @property
+    def traces(self) -> list[str]:
+        """Public ids of the sessions that go with the session of its id, the oldest last: those it
+        moved to are there still when the one it began in is gone. At least its own id."""
+        return [*reversed(self._moved), self.id]
+
+    @property
     def instructions(self) -> str | None:
         """What of the pinned system prompt is no item but instructions."""
         kept = self._records.get(_INSTRUCTIONS, f"{self.owner or ''}/{self.session}")
@@ -113,7 +117,7 @@ class Conversation:
         """What is committed with the first exchange in a session of this conversation."""
         made = []
         if session != self.id:
-            number = len(self._records.list(_MOVES, f"{self._key}/"))
+            number = max((number for number, _ in self._moves), default=-1) + 1
             made.append(Record(_MOVES, f"{self._key}/{number:06d}", session))
         if instructions is not None:
             made.append(Record(_INSTRUCTIONS, f"{self.owner or ''}/{session}", instructions))
@@ -127,6 +131,18 @@ class Conversation:
             "created_at": int(self.info.created_at),
             "metadata": self.metadata,
         }
+
+    @property
+    def _moves(self) -> list[tuple[int, str]]:
+        """(number, session) of each move whose session was not deleted."""
+        found = self._records.list(_MOVES, f"{self._key}/")
+        return [(int(key.rpartition("/")[2]), to) for key, to in found]
+
+    @property
+    def _moved(self) -> list[str]:
+        """Public ids of the sessions it moved to, the present one last."""
+        found = (to for _, to in self._moves)
+        return [to for to in found if self.dialogue.find(self.owner, self._stored(to))]
 
     @property
     def _records(self) -> Records:

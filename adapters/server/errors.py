@@ -43,6 +43,7 @@ _FRAMEWORK_CODES = {
     400: "invalid_body",
     404: "not_found",
     405: "method_not_allowed",
+    413: "too_many_values",
 }
 _VALIDATION_CODES = {
     "missing": "missing_required_parameter",
@@ -130,14 +131,36 @@ def framework_error(status: int, detail: str, headers: Mapping[str, str] | None)
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
-    """A request whose parts are missing or of the wrong type: the first of its problems."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    """A request whose parts are missing or of the wrong type: one of its problems.
+
+    Where a value may be of several types, each tells that it is not that one; what is wrong with it as
+    the type it is, or further inside, says more.
+    """
+    found = error.errors()
+    same = [each for each in found if each["loc"][:2] == found[0]["loc"][:2]]
+    first = max(same, key=lambda each: (not each["type"].endswith("_type"), len(each["loc"])))
+    source, *place = first["loc"]
+    if source == "body":
+        place = _named(place, error.body, missing=first["type"] == "missing")
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
     if code == "invalid_json":
         return ApiError(400, code, f"the body is no JSON: {first['ctx']['error']}")
     param = _path(place) or None
     return ApiError(400, code, f"{param or 'the body'}: {first['msg']}", param)
+
+
+def _named(place: list[Any], body: Any, *, missing: bool) -> list[Any]:
+    """The parts of a place that stand in the body; between them are names of types that were tried."""
+    kept: list[Any] = []
+    for i, part in enumerate(place):
+        there = (
+            part in body if isinstance(body, dict) else isinstance(body, list) and part != str(part)
+        )
+        if there:
+            body = body[part]
+        if there or (missing and i == len(place) - 1):
+            kept.append(part)
+    return kept
 
 
 def _path(place: list[Any]) -> str:

@@ -22,12 +22,12 @@ def router(context: Context) -> APIRouter:
     }
 
     @routes.get("/v1/models")
-    def list_models() -> dict[str, Any]:
+    async def list_models() -> dict[str, Any]:
         """All models."""
         return {"object": "list", "data": [model]}
 
     @routes.get("/v1/models/{id:path}")
-    def retrieve_model(id: str) -> dict[str, Any]:
+    async def retrieve_model(id: str) -> dict[str, Any]:
         """One model; its name may hold slashes, as on the Hugging Face hub."""
         check_model(id, context.settings)
         return model

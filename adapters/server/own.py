@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 
 from longmem.adapters.server.context import Context
 from longmem.adapters.server.conversations_page import After, Limit, Order, page
+from longmem.adapters.server.conversations_state import Conversation
 from longmem.adapters.server.own_models import (
     ForgetBody,
     ForkBody,
@@ -18,7 +25,13 @@ from longmem.adapters.server.own_models import (
     stats_object,
     turn_object,
 )
+from longmem.adapters.server.responses_flights import flights_of
 from longmem.adapters.server.routing import new_router
+from longmem.errors import SessionNotFoundError
+
+T = TypeVar("T")
+_AT_ONCE = 4
+"""Verbs of one owner that run at a time, where they may take long."""
 
 Session = dict[str, Any]
 FirstTurn = Annotated[int, Query(ge=0, le=2**53, description="index of the first turn shown")]
@@ -33,6 +46,14 @@ class SessionRoutes:
 
     def __init__(self, context: Context) -> None:
         self._context, self._dialogue = context, context.dialogue
+        self._limits: dict[str | None, CapacityLimiter] = defaultdict(
+            lambda: CapacityLimiter(_AT_ONCE)
+        )
+
+    async def _aside(self, request: Request, verb: Callable[..., T], *given: Any) -> T:
+        """Call a verb that may take long: an owner's wait for one another, and for nobody else's."""
+        owner = self._context.owner(request)
+        return await run_sync(partial(verb, owner, *given), limiter=self._limits[owner])
 
     def _shown(self, request: Request, id: str) -> Session:
         owner = self._context.owner(request)
@@ -54,15 +75,25 @@ class SessionRoutes:
         """One session."""
         return self._shown(request, session_id)
 
-    def delete_session(self, session_id: str, request: Request) -> dict[str, Any]:
-        """Delete a session, with its responses."""
-        self._dialogue.delete(self._context.owner(request), session_id)
-        return _gone(session_id)
+    async def delete_session(self, session_id: str, request: Request) -> dict[str, Any]:
+        """Delete a session, with its responses; a conversation with every session it was in."""
+        return await self._aside(request, self._remove, session_id, self._dialogue.delete)
 
-    def erase_session(self, session_id: str, request: Request) -> dict[str, Any]:
-        """Delete a session and leave nothing of it on disk; takes longer than deleting it."""
-        self._dialogue.erase(self._context.owner(request), session_id)
-        return _gone(session_id)
+    async def erase_session(self, session_id: str, request: Request) -> dict[str, Any]:
+        """Delete a session, or a conversation with every session it was in, and leave nothing of it
+        on disk; takes longer than deleting it."""
+        return await self._aside(request, self._remove, session_id, self._dialogue.erase)
+
+    def _remove(
+        self, owner: str | None, id: str, verb: Callable[[str | None, str], None]
+    ) -> dict[str, Any]:
+        with flights_of(self._dialogue).conversation(owner, id):
+            *moved, began = Conversation(self._dialogue, owner, id).traces
+            for session in moved:
+                verb(owner, session)
+            with suppress(SessionNotFoundError) if moved else nullcontext():
+                verb(owner, began)
+        return _gone(id)
 
     def list_turns(
         self, session_id: str, request: Request, start: FirstTurn = 0, limit: Limit = 20
@@ -79,35 +110,35 @@ class SessionRoutes:
             "has_more": start + limit < n_turns,
         }
 
-    def fork_session(
+    async def fork_session(
         self, session_id: str, request: Request, body: ForkBody | None = None
     ) -> Session:
         """A new session that begins as this one did, up to the turn `at`."""
         given = body or ForkBody()
-        owner = self._context.owner(request)
-        fork = self._dialogue.fork(
-            owner, session_id, given.id, at=given.at, metadata=given.metadata
-        )
-        return self._shown(request, fork)
+        fork = partial(self._dialogue.fork, at=given.at, metadata=given.metadata)
+        made = await self._aside(request, fork, session_id, given.id)
+        return self._shown(request, made)
 
-    def rollback_session(self, session_id: str, body: RollbackBody, request: Request) -> Session:
+    async def rollback_session(
+        self, session_id: str, body: RollbackBody, request: Request
+    ) -> Session:
         """Drop what follows the turn `to`."""
-        self._dialogue.rollback(self._context.owner(request), session_id, body.to)
+        await self._aside(request, self._dialogue.rollback, session_id, body.to)
         return self._shown(request, session_id)
 
-    def forget_turns(self, session_id: str, body: ForgetBody, request: Request) -> Session:
+    async def forget_turns(self, session_id: str, body: ForgetBody, request: Request) -> Session:
         """Forget turns as if they had never been said; what follows them is read again."""
-        self._dialogue.forget(self._context.owner(request), session_id, body.turns)
+        await self._aside(request, self._dialogue.forget, session_id, body.turns)
         return self._shown(request, session_id)
 
     def session_stats(self, session_id: str, request: Request) -> dict[str, Any]:
         """Tokens, blocks and bytes, and where look-ups found their blocks."""
         return stats_object(self._dialogue.stats(self._context.owner(request), session_id))
 
-    def recall(self, session_id: str, body: RecallBody, request: Request) -> dict[str, Any]:
+    async def recall(self, session_id: str, body: RecallBody, request: Request) -> dict[str, Any]:
         """Turns that a query brings back: from memory, then by full-text search."""
-        owner = self._context.owner(request)
-        found = self._dialogue.recall(owner, session_id, body.query, body.k, text=body.text)
+        recall = partial(self._dialogue.recall, text=body.text)
+        found = await self._aside(request, recall, session_id, body.query, body.k)
         return {"object": "list", "data": [recollection_object(each) for each in found]}
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from longmem.adapters.server.responses_body import Id, Metadata
+from longmem.adapters.server.chat_models import Metadata
+from longmem.adapters.server.responses_body import Id
 from longmem.dialogue import public_id, turn_message
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ class ForgetBody(BaseModel):
 
     model_config = _STRICT
 
-    turns: TurnIndex | Annotated[list[TurnIndex], Field(min_length=1, max_length=10_000)]
+    turns: (
+        TurnIndex
+        | Annotated[list[TurnIndex], Field(min_length=1, max_length=10_000, fail_fast=True)]
+    )
 
 
 class RecallBody(BaseModel):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from longmem.adapters.server.aside import MANY, aside_if
 from longmem.adapters.server.context import Context
 from longmem.adapters.server.conversations_page import After, Limit, Order, page
 from longmem.adapters.server.errors import ApiError
@@ -47,7 +48,9 @@ class ResponseRoutes:
 
     async def create_response(self, body: ResponseBody, request: Request) -> Response:
         """Reply to items: behind an earlier response, at the end of a conversation, or anew."""
-        return await Creation(self._context, request, body).answer()
+        much = len(body.input or ()) > MANY  # a long text is much, too: a digest is made of it
+        creation = await aside_if(much, Creation, self._context, request, body)
+        return await creation.answer()
 
     def retrieve_response(
         self,

@@ -7,21 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from longmem.adapters.server.chat_models import Name
+from longmem.adapters.server.chat_models import Metadata, Name
 from longmem.adapters.server.errors import ApiError, unsupported
 from longmem.adapters.server.sampling import SamplingFields
 
 _STRICT = ConfigDict(strict=True)
 _MOST_TOOLS = 128
 
-Metadata = Annotated[
-    dict[
-        Annotated[str, StringConstraints(max_length=64)],
-        Annotated[str, StringConstraints(max_length=512)],
-    ],
-    Field(max_length=16),
-]
-"""Up to 16 strings of up to 512 characters, under names of up to 64."""
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -86,7 +78,9 @@ class ResponseBody(SamplingFields):
     store: bool | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=_MOST_TOOLS)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=_MOST_TOOLS, fail_fast=True)] | None = (
+        None
+    )
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None

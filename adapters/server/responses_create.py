@@ -30,7 +30,12 @@ from longmem.adapters.server.responses_flights import (
 from longmem.adapters.server.responses_head import Head, find_head, pinned_tools, reread
 from longmem.adapters.server.responses_object import Draft
 from longmem.adapters.server.responses_repeat import find_repeated
-from longmem.adapters.server.responses_store import StoredResponse, StoredResponses, request_key
+from longmem.adapters.server.responses_store import (
+    StoredResponse,
+    StoredResponses,
+    body_digest,
+    request_key,
+)
 from longmem.adapters.server.sampling import to_sampling
 from longmem.dialogue import Message, Outcome, TextDelta, fork_name
 from longmem.dialogue import Request as DialogueRequest
@@ -65,7 +70,7 @@ class Creation:
         self._choice, self._schema = body.choice(), body.schema_of_reply()
         self._keyed = idempotency_key(http.headers)
         self._may_repeat = body.keeps and (is_retry(http.headers) or self._keyed is not None)
-        self._key = request_key(body, self._keyed)
+        self._key, self._said = request_key(body, self._keyed), body_digest(body)
         self._draft = Draft(new_id("resp"), new_id("msg"), body, int(time.time()))
         self._head = Head()
         self._object: dict[str, Any] | None = None
@@ -122,7 +127,7 @@ class Creation:
             self._owner,
             self._key,
             self._body.conversation_id,
-            None if self._keyed is None else self._items,
+            None if self._keyed is None else self._said,
         )
 
     def _following(self) -> DialogueRequest:
@@ -173,6 +178,7 @@ class Creation:
             outcome.turn,
             self._draft.message_id,
             self._key,
+            self._said,
         )
         records = StoredResponses(self._dialogue.pool.store.records, self._owner).new(stored)
         if (conversation := self._conversation) is not None:

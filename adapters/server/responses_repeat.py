@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longmem.adapters.server.errors import ApiError
 from longmem.adapters.server.responses_head import find_turn
 from longmem.adapters.server.responses_store import StoredResponse, StoredResponses
 
 if TYPE_CHECKING:
-    from longmem.adapters.server.items import Item
     from longmem.dialogue import Dialogue
 
 _WITHIN = 3600.0
@@ -23,14 +21,14 @@ def find_repeated(
     owner: str | None,
     request: str,
     conversation: str | None,
-    keyed: Sequence[Item] | None,
+    keyed: str | None,
 ) -> StoredResponse | None:
     """The response to the request that this one repeats, if it does.
 
     Args:
         request: `request_key` of the request.
         conversation: the conversation it is in; there only the last exchange can be repeated.
-        keyed: its input items, if it came with an idempotency key.
+        keyed: its `body_digest`, if it came with an idempotency key.
 
     Raises:
         ApiError: 400, the idempotency key belongs to another request.
@@ -47,17 +45,12 @@ def find_repeated(
     return found if conversation is None or turn == last else None
 
 
-def _check_same(found: StoredResponse, items: Sequence[Item]) -> None:
-    if _contents(found.input) != _contents(items):
+def _check_same(found: StoredResponse, said: str) -> None:
+    if found.said != said:
         raise ApiError(
             400,
             "idempotency_key_reused",
-            "this Idempotency-Key belongs to an earlier request with another input; give every new "
-            "request a key of its own",
+            "this Idempotency-Key belongs to an earlier request with another input, at another place "
+            "or with other parameters; give every new request a key of its own",
             "idempotency-key",
         )
-
-
-def _contents(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Items without the ids that were made up for them."""
-    return [{name: value for name, value in item.items() if name != "id"} for item in items]

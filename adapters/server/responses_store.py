@@ -36,6 +36,7 @@ class StoredResponse:
         turn: index of its reply's turn when it was made; forgetting earlier turns moves it.
         message_id: id of the reply's message, which stays.
         request: `request_key` of the request that made it.
+        said: `body_digest` of that request.
     """
 
     object: dict[str, Any]
@@ -44,6 +45,7 @@ class StoredResponse:
     turn: int
     message_id: str
     request: str
+    said: str
     made_at: float = field(default_factory=time.time)
 
     @property
@@ -53,13 +55,25 @@ class StoredResponse:
 
 
 def request_key(body: ResponseBody, key: str | None) -> str:
-    """What two requests have in common if the second repeats the first.
+    """Where to look for the response to a request that this one may repeat.
 
     Args:
-        body: all of it counts, but for whether it asks for a stream.
+        body: see `body_digest`.
         key: of the header Idempotency-Key, which stands for the body if it is there.
     """
-    said = ["key", key] if key is not None else ["body", body.model_dump(exclude={"stream"})]
+    return _digest(["key", key] if key is not None else ["body", body_digest(body)])
+
+
+def body_digest(body: ResponseBody) -> str:
+    """The same for two requests that ask for the same: at the same place, with the same items, under
+    the same instructions, tools and limits. Whether as a stream does not count, nor how a
+    conversation or a plain text is written."""
+    said = body.model_dump(exclude={"stream", "conversation", "input"})
+    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    return _digest([said, body.conversation_id, items])
+
+
+def _digest(said: list[Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:48]
 
 

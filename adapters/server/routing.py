@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,8 +9,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
-_DEEPEST = 100
-"""Levels of nesting; what is deeper only serves to exhaust the stack of whoever reads it."""
+from longmem.adapters.server.aside import aside_if
+from longmem.adapters.server.strict_json import strict_json
+
+_SMALL = 2**16
+"""Bytes that are read at once; in larger bodies there is enough to read to hold up other requests."""
 
 
 class ErrorDetail(BaseModel):
@@ -34,10 +36,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "The request is refused",
         401: "No valid API key",
+        403: "A web page of another site, or another host name",
         404: "There is no such thing, or it is another owner's",
         408: "The body did not come",
         409: "The session is being written, or does not fit",
         413: "The request is too large",
+        415: "The body is no JSON",
         429: "Too many requests",
         503: "Shutting down",
     }.items()
@@ -53,7 +57,8 @@ class _JsonRequest(Request):
     """A request whose `json` takes what the standard allows, and no more."""
 
     async def json(self) -> Any:
-        return strict_json(await self.body())
+        body, most = await self.body(), self.app.state.context.settings.max_values
+        return await aside_if(len(body) > _SMALL, strict_json, body, most)
 
 
 class _JsonRoute(APIRoute):
@@ -66,48 +71,3 @@ class _JsonRoute(APIRoute):
             return await handler(_JsonRequest(request.scope, request.receive))
 
         return handle
-
-
-def strict_json(body: bytes) -> Any:
-    """A JSON document.
-
-    Raises:
-        json.JSONDecodeError: it is none, holds NaN or infinity, half of a surrogate pair or a number
-            of thousands of digits, or is nested more than a hundred levels deep.
-    """
-    try:
-        text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse)
-        if _depth(value) > _DEEPEST:
-            raise ValueError(f"more than {_DEEPEST} levels deep")
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError:
-        raise
-    except UnicodeError:
-        raise json.JSONDecodeError("not UTF-8, or half of a surrogate pair", "", 0) from None
-    except RecursionError:
-        raise json.JSONDecodeError(f"more than {_DEEPEST} levels deep", "", 0) from None
-    except ValueError as error:
-        raise json.JSONDecodeError(str(error), "", 0) from None
-    return value
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
-
-
-def _depth(value: Any) -> int:
-    """Levels of lists and objects."""
-    depth, level = 0, [value]
-    while level := [inner for outer in level for inner in _inside(outer)]:
-        depth += 1
-        if depth > _DEEPEST:
-            break
-    return depth
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []

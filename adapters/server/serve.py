@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from longmem.adapters.server.connections import Connections, most_connections
 from longmem.adapters.server.context import Context
 from longmem.adapters.server.settings import Settings
 from longmem.errors import ConfigError
@@ -17,6 +19,9 @@ from longmem.errors import ConfigError
 _SEND_BUFFER = 64 * 2**10
 """Bytes the system buffers for each client: a reply is not decoded far ahead of who reads it, and who
 does not read is noticed."""
+_BACKLOG = 128
+"""Connections that wait to be taken. While there are no file descriptors left, asyncio logs an error for
+each of them every second."""
 _LAST_SECONDS = 5
 """After the time for draining: how long dropped requests may take to leave."""
 
@@ -53,6 +58,8 @@ def run(
         log_level=log_level,
         access_log=False,
         server_header=False,
+        ws="none",
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=_LAST_SECONDS,
     )
     server = _Server(config, context)
@@ -80,6 +87,8 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._context = context
         self._deadline = 0.0
+        seconds = context.settings.header_seconds
+        self._connections = Connections(self.server_state.connections, seconds, most_connections())
         self.on_started: Callable[[], object] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,13 +97,14 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._context.traffic.draining:
-            self.should_exit = self.force_exit = True
-            return
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)  # leaving in order would wait for every thread
         self._deadline = time.monotonic() + self._context.settings.drain_seconds
         self._context.traffic.draining = True
 
     async def on_tick(self, counter: int) -> bool:
         traffic, now = self._context.traffic, time.monotonic()
+        self._connections.check(now)
         if traffic.draining and now > self._deadline:
             traffic.drop()
         if traffic.draining and (not traffic.running or now > self._deadline + _LAST_SECONDS):

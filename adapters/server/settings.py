@@ -52,10 +52,12 @@ class Settings:
         max_concurrent: most requests of one owner at a time.
         rate: most requests of one owner per minute; None: no limit.
         max_body: longest request body, in bytes.
+        max_values: most JSON values in a body; a message is two or three of them, a list of parts more.
         default_tokens: longest reply of a request that names no limit, in tokens.
         max_tokens: most tokens a request may ask for.
         diverge: what happens where a message list departs from its session: "fork", "rollback" or
             "refuse"; the header ``x-session-diverge`` says otherwise for one request.
+        header_seconds: a connection on which no request has begun after this long is cut.
         body_seconds: a request whose body is not there after this long is refused.
         send_seconds: a client that takes nothing for this long is cut.
         first_event_seconds: how long a stream waits for its first event, so that what fails before it
@@ -73,9 +75,11 @@ class Settings:
     max_concurrent: int = 64
     rate: float | None = None
     max_body: int = 16 * 2**20
+    max_values: int = 100_000
     default_tokens: int = 1024
     max_tokens: int = 32_768
     diverge: Literal["fork", "rollback", "refuse"] = "fork"
+    header_seconds: float = 10.0
     body_seconds: float = 30.0
     send_seconds: float = 30.0
     first_event_seconds: float = 10.0
@@ -83,10 +87,10 @@ class Settings:
     drain_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("max_concurrent", "max_body", "default_tokens", "max_tokens"):
+        for name in ("max_concurrent", "max_body", "max_values", "default_tokens", "max_tokens"):
             self._check(name, least=1)
-        for name in ("body_seconds", "send_seconds", "first_event_seconds", "ping_seconds"):
-            self._check(name)
+        for name in ("header", "body", "send", "first_event", "ping"):
+            self._check(f"{name}_seconds")
         if self.rate is not None:
             self._check("rate")
         owners = {key.owner for key in self.keys}

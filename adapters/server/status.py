@@ -16,12 +16,12 @@ def router(context: Context) -> APIRouter:
     routes = new_router(tags=["status"])
 
     @routes.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         """Whether the process lives. The only route that needs no key."""
         return {"status": "ok"}
 
     @routes.get("/health/ready")
-    def ready() -> dict[str, str]:
+    async def ready() -> dict[str, str]:
         """Whether requests are taken; 503 from SIGTERM on."""
         if context.traffic.draining:
             raise shutting_down()

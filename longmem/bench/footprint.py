@@ -87,7 +87,10 @@ class OnDisk:
 
 def on_disk(store: Path) -> OnDisk:
     """Count the files of the store in the folder `store`."""
-    sizes = [entry.stat().st_size for entry in os.scandir(store / "files")]
+    sizes = []
+    for entry in os.scandir(store / "files"):
+        with suppress(FileNotFoundError):  # merged away meanwhile
+            sizes.append(entry.stat().st_size)
     base = sum(
         path.stat().st_size for path in store.iterdir() if path.name.startswith("longmem.db")
     )

@@ -63,6 +63,10 @@ MaxBody = Annotated[
     int | None,
     typer.Option(parser=parse_bytes, metavar="SIZE", help="Longest request; 16MiB by default."),
 ]
+MaxValues = Annotated[
+    int,
+    typer.Option(min=1, help="Most JSON values in a request; a message is two or three or more."),
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest reply a request may ask for.")]
 Idle = Annotated[
     float, typer.Option(min=1, help="Seconds after which an idle session leaves memory.")
@@ -99,6 +103,7 @@ def serve(
     max_concurrent: Concurrent = 64,
     rate: Rate = None,
     max_body: MaxBody = None,
+    max_values: MaxValues = 100_000,
     max_tokens: MaxTokens = 32_768,
     diverge: Annotated[
         Diverge, typer.Option(help="Where a message list departs from its session.")
@@ -128,6 +133,7 @@ def serve(
         max_concurrent=max_concurrent,
         rate=rate,
         max_body=max_body or 16 * 2**20,
+        max_values=max_values,
         max_tokens=max_tokens,
         diverge=diverge.value,
         drain_seconds=drain_seconds,

@@ -45,14 +45,13 @@ def by_tail(past: Past, messages: Sequence[Message]) -> tuple[int, int] | None:
     said anew then. The run is an exchange at least."""
     least = max(0, past.n - 2 * len(messages) - _SPARE)
     held = [digest(message) for message in past.messages(least, past.n)]
-    sent = [digest(message) for message in messages]
+    replies = (i for i, message in enumerate(messages) if message.role == "assistant")
+    shortest = max(2, next(replies, len(messages)) + 1)
     end = past.boundary(past.n - 1) - least
     best: tuple[int, int] | None = None
-    for start in range(len(held) - 1, -1, -1):
-        agreed = _common(held[start:], sent)
-        exchange = any(message.role == "assistant" for message in messages[:agreed])
-        reaches = agreed > 1 and exchange and start + agreed >= end
-        if reaches and (best is None or agreed > best[1]):
+    for start, agreed in enumerate(agreements(held, [digest(message) for message in messages])):
+        reaches = agreed >= shortest and start + agreed >= end
+        if reaches and (best is None or agreed >= best[1]):  # of equal ones the last
             best = least + start, agreed
     return best
 
@@ -61,6 +60,25 @@ def agreement(past: Past, start: int, messages: Sequence[Message]) -> int:
     """How many messages of the list agree with the session's from `start` on."""
     held = past.messages(start, start + len(messages))
     return _common([digest(message) for message in held], [digest(each) for each in messages])
+
+
+def agreements(held: Sequence[bytes], sent: Sequence[bytes]) -> list[int]:
+    """From each place of `held` on, how many agree with `sent` from its first on.
+
+    The Z function: what agrees with the beginning of `sent` looks inside as that beginning does, so
+    that no element is compared with another one twice, in however many ways the two overlap.
+    """
+    both = [*sent, b"", *held]  # no digest is empty: none agrees beyond the end of `sent`
+    agreed = [0] * len(both)
+    start = stop = 0  # of the stretch, as far to the right as any, that agrees with the beginning
+    for i in range(1, len(both)):
+        n = min(stop - i, agreed[i - start]) if i < stop else 0
+        while i + n < len(both) and both[n] == both[i + n]:
+            n += 1
+        agreed[i] = n
+        if i + n > stop:
+            start, stop = i, i + n
+    return agreed[len(sent) + 1 :]
 
 
 def _common(held: Sequence[bytes], sent: Sequence[bytes]) -> int:

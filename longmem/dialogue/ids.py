@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from longmem.errors import InputError
+from longmem.errors import InputError, LongMemError
 
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MOST_CHARACTERS = 180
@@ -45,3 +47,17 @@ def public_id(owner: str | None, stored_id: str) -> str:
 def fork_name(id: str) -> str:
     """A new public id for a fork of `id`: ``chat~1f2e3d4c``, also for a fork of a fork."""
     return f"{_FORK.sub('', id)[:_MOST_CHARACTERS]}~{secrets.token_hex(4)}"
+
+
+@contextmanager
+def public_names(owner: str | None, *stored_ids: str) -> Iterator[None]:
+    """Inside the block, messages of errors name these sessions as their owner does."""
+    try:
+        yield
+    except LongMemError as error:
+        text = str(error)
+        for stored_id in stored_ids:
+            text = text.replace(repr(stored_id), repr(public_id(owner, stored_id)))
+        if text != str(error):
+            error.args = (text,)
+        raise

@@ -34,7 +34,9 @@ class Request:
         session: public id of the conversation; a new one is begun. None: nothing is kept.
         scope: "new": the messages follow what was said; "whole": they are the conversation, from
             its first message or, trimmed, from a later one; "auto": whole if there is an
-            assistant's among them, or the first is known by its id, else new.
+            assistant's among them, or the first is known by its id, else new; so a single edited
+            message without an id is new. A trimmed list without ids that begins as the
+            conversation does is taken for the whole one.
         at: index of the turn that new messages follow, -1 the start; None: the last one.
         diverge: what to do with a session that went on otherwise behind the last known message:
             leave it and answer in a fork; roll it back; or refuse with `DivergedError`.

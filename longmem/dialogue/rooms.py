@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from longmem.dialogue import unfinished
 from longmem.dialogue.ids import fork_name, session_id
 from longmem.dialogue.redo import Redo
-from longmem.errors import InputError, SessionInUseError, SessionNotFoundError, StoreError
+from longmem.errors import InputError, SessionInUseError, StoreError
 
 if TYPE_CHECKING:
     from longmem.dialogue.dialogue import Dialogue
@@ -124,8 +124,13 @@ class Rooms:
             raise InputError(
                 f"fork_id {public!r} is the id of a session that is there already; choose another"
             )
-        metadata = request.metadata
-        dialogue.pool.fork(stored_id, fork, at=at, owner=request.owner, metadata=metadata)
+        store, metadata = dialogue.pool.store, request.metadata
+        unfinished.expect(store, fork, max(at, 0) + 1)  # at -1 it may get a system prompt
+        try:
+            dialogue.pool.fork(stored_id, fork, at=at, owner=request.owner, metadata=metadata)
+        except BaseException:
+            unfinished.finished(store, fork)
+            raise
         self.pins = at < 0
         options = prompt.options if self.pins else {}
         session = self._stack.enter_context(self._leased(fork, options, fresh=True))
@@ -175,5 +180,5 @@ class Rooms:
                         session.rollback(-1)
         finally:
             if fresh and not self._keeps:
-                with suppress(SessionNotFoundError, SessionInUseError):  # somebody looks at it
-                    pool.store.delete(stored_id)
+                with suppress(SessionInUseError):  # somebody looks at it
+                    unfinished.remove(pool.store, stored_id)

@@ -20,6 +20,8 @@ KEYS = "longmem.idempotency"
 """Name space of the records that tell which turn answered the request of a key."""
 BRANCHES = "longmem.branches"
 """Name space of the records that tell which fork answered messages that diverged from a session."""
+_CHUNK = 64
+"""Turns read at once."""
 
 
 def key_of(request: Request) -> str | None:
@@ -57,10 +59,10 @@ def pointer(
 
 def turn_of(session: Session, found: dict[str, Any]) -> Turn | None:
     """The turn a record leads to. Its index may have changed since: earlier turns were forgotten."""
-    there = session.turns(found["turn"], found["turn"] + 1)
-    for turn in there or reversed(session.turns(0, found["turn"])):
-        if turn.extra.get("id") == found["id"]:
-            return turn
+    for stop in range(found["turn"] + 1, 0, -_CHUNK):
+        for turn in reversed(session.turns(max(0, stop - _CHUNK), stop)):
+            if turn.extra.get("id") == found["id"]:
+                return turn
     return None
 
 

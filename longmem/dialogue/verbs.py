@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from longmem.dialogue.claims import Claims, claims_of
-from longmem.dialogue.ids import fork_name, public_id, session_id
+from longmem.dialogue.ids import fork_name, public_id, public_names, session_id
 from longmem.errors import InputError, SessionNotFoundError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Verbs:
         source = self._known(owner, session).id
         name = id or fork_name(session)
         fork = session_id(owner, name)
-        with self.claims.take(fork, _in_use(name)):
+        with public_names(owner, source, fork), self.claims.take(fork, _in_use(name)):
             if self.find(owner, fork) is not None:
                 raise InputError(f"session {name!r} is there already; choose another id")
             self.pool.fork(source, fork, at=at, owner=owner, metadata=metadata)
@@ -170,7 +170,7 @@ class Verbs:
     @contextmanager
     def _claimed(self, owner: str | None, session: str) -> Iterator[str]:
         stored_id = self._known(owner, session).id
-        with self.claims.take(stored_id, _in_use(session)):
+        with public_names(owner, stored_id), self.claims.take(stored_id, _in_use(session)):
             yield self._known(owner, session).id
 
     @contextmanager
@@ -183,7 +183,8 @@ class Verbs:
 
     @contextmanager
     def _reading(self, owner: str | None, session: str) -> Iterator[Session]:
-        with self.pool.session(self._known(owner, session).id, owner=owner) as held:
+        stored_id = self._known(owner, session).id
+        with public_names(owner, stored_id), self.pool.session(stored_id, owner=owner) as held:
             yield held
 
 
