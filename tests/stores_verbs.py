@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 import torch
-from stores_writer_process import die_at
+from stores_writer_process import die_at, say
 
 from longmem.store import Commit, SessionHandle
 from longmem.stores import SQLiteStore
@@ -169,18 +169,18 @@ def main() -> None:
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
-        print("ended", os.waitstatus_to_exitcode(status), flush=True)
+        say("ended", os.waitstatus_to_exitcode(status))
 
 
 def perform_all(path: str, todo: list[Operation], step: list[Any] | None) -> None:
-    print("started", os.getpid(), flush=True)
+    say("started", os.getpid())
     with SQLiteStore(path, merge_bytes=MERGE_BYTES) as store:
         for number, operation in enumerate(todo):
             if step is not None and number == len(todo) - 1:
                 die_at(*step)
-            print("begin", number, flush=True)
+            say("begin", number)
             perform(store, operation)
-            print("end", number, flush=True)
+            say("end", number)
 
 
 if __name__ == "__main__":

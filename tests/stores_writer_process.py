@@ -35,11 +35,11 @@ def main() -> None:
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
-        print("ended", os.waitstatus_to_exitcode(status), flush=True)
+        say("ended", os.waitstatus_to_exitcode(status))
 
 
 def write(path: str, step: list[Any] | None, merges: bool) -> None:
-    print("started", os.getpid(), flush=True)
+    say("started", os.getpid())
     store = SQLiteStore(path, merge_bytes=MERGE_BYTES)
     known = any(info.id == "alice" for info in store.sessions())
     handle = store.open("alice") if known else store.create(sample_info())
@@ -52,9 +52,14 @@ def write(path: str, step: list[Any] | None, merges: bool) -> None:
             commit(handle)
 
 
+def say(word: str, number: int) -> None:
+    """A line in one write: half of one might be left by a process that is killed."""
+    print(f"{word} {number}\n", end="", flush=True)
+
+
 def commit(handle: SessionHandle) -> None:
     fill(handle, 1)
-    print("acknowledged", handle.info.head, flush=True)
+    say("acknowledged", handle.info.head)
 
 
 def die_at(module: str, name: str, call: int, after: bool) -> None:

@@ -25,11 +25,11 @@ from longmem.stores import SQLiteStore
 torch.set_num_threads(1)
 engine = Engine.nano(SMALL)
 with SQLiteStore({store!r}) as store, engine.session("a", store=store) as session:
-    print("ready", session.stats().turns, flush=True)
+    print(f"ready {{session.stats().turns}}\\n", end="", flush=True)
     while True:
         n = session.stats().turns
         reply = session.ask(f"Message {{n}}: how are you?", max_new_tokens=4)
-        print("done", reply.turn, flush=True)
+        print(f"done {{reply.turn}}\\n", end="", flush=True)
 """
 
 
