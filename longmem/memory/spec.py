@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from longmem.ops.kernels import kernels_serve
 from longmem.ops.rotary import Rotary
 
 
@@ -36,3 +38,17 @@ class LayerSpec:
     def bytes_per_token(self) -> int:
         """Bytes of one token's key and value."""
         return 2 * self.kv_heads * self.dim * self.dtype.itemsize
+
+    @property
+    def kernels(self) -> bool:
+        """Whether its keys and values are read by the ops' kernels."""
+        return kernels_serve(self.device, self.dtype, self.dim)
+
+    def zeros_for_keys(self, *leading: int, tokens: int) -> Tensor:
+        """Room for keys ``[*leading, H_kv, D, tokens]``: side by side in memory as they are written here,
+        which is how a CPU reads them fastest, or token by token, as kernels read them."""
+        shape = (*leading, self.kv_heads, tokens, self.dim)
+        if not self.kernels:
+            shape = (*leading, self.kv_heads, self.dim, tokens)
+        made = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return made.mT if self.kernels else made

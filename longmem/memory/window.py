@@ -26,8 +26,8 @@ class LocalBuffer:
     """Preallocated K/V of contiguous tokens; appended at the end, dropped in front.
 
     Each key is held rotated once at its absolute position, and raw for the block it will become.
-    Keys lie with their tokens side by side, ``[H_kv, D, C]``: the scores of a single query are read
-    several times faster that way. Values lie as ``[H_kv, C, D]``.
+    Keys are ``[H_kv, D, C]``, in memory as `LayerSpec.zeros_for_keys` lays them. Values lie as
+    ``[H_kv, C, D]``.
 
     Args:
         spec: the layer.
@@ -170,7 +170,7 @@ class LocalBuffer:
         self._v = torch.zeros(
             spec.kv_heads, capacity, spec.dim, dtype=spec.dtype, device=spec.device
         )
-        self._keys = self._v.new_zeros(planes, spec.kv_heads, spec.dim, capacity)
+        self._keys = spec.zeros_for_keys(planes, tokens=capacity)
         self._raw = self._keys[-1]
         self._rot = self._raw if spec.rotary is None else self._keys[0]
         held = capacity if self.keeps_mass else 0

@@ -191,7 +191,7 @@ class WorkingSet:
         spec = self._spec
         shape = (spec.kv_heads, tokens, spec.dim)
         self._v = torch.zeros(shape, dtype=spec.dtype, device=spec.device)
-        self._k = torch.zeros_like(self._v.mT, memory_format=torch.contiguous_format)
+        self._k = spec.zeros_for_keys(tokens=tokens)
 
 
 def _shift(buffer: Tensor, dim: int, old: int, new: int, n: int) -> None:
