@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from longmem.errors import ConfigError, UnsupportedModelError
 from longmem.memory import AttentionCall, LayerSpec
 from longmem.probing import Probe, ProbeError, Seen, difference, loud, measure, plain_attention
+from longmem.routing import Router, current, opaque, route
 
 _NAME = "longmem"
-_router: ContextVar[Router | Probe | None] = ContextVar("longmem_router", default=None)
-"""Where attention goes now. Not a keyword argument of the model: some layers drop those."""
 _RECURRENT = "its recurrent or linear-attention layers keep state outside attention"
 _STRANGE = {
     "conv": "its short convolutions keep state outside attention",
@@ -39,13 +36,6 @@ _STRANGE = {
     "chunked_attention": "its chunked attention is neither full nor a sliding window",
 }
 """Layer types that cannot be held, with the reason."""
-
-
-class Router(Protocol):
-    """What the attention function hands its tensors to: see `longmem.memory.ForwardPass`."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """``[1, H, T, D]``, ``[1, H_kv, T, D]`` twice -> ``[1, T, H, D]``."""
 
 
 @dataclass(frozen=True)
@@ -93,31 +83,29 @@ def attach(model: PreTrainedModel) -> ModelInfo:
 
 
 @torch.no_grad()
-def forward(model: PreTrainedModel, ids: Tensor, router: Router, last: Tensor) -> Tensor:
+def forward(
+    model: PreTrainedModel,
+    ids: Tensor,
+    router: Router,
+    last: Tensor,
+    run: Callable[..., Any] | None = None,
+) -> Tensor:
     """One forward pass.
 
     Args:
         ids: ``[1, T]`` token ids of all sessions.
         router: receives each layer's queries, keys and values.
         last: ``[n]`` indices of the tokens whose logits are wanted.
+        run: what is called in place of `model`, for instance its compiled form.
 
     Returns:
         Logits ``[n, V]`` float32.
     """
     keep = {"logits_to_keep": last} if "logits_to_keep" in _parameters(type(model).forward) else {}
     with route(router):
-        output = model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False, **keep)
+        at_zero = torch.zeros_like(ids)
+        output = (run or model)(input_ids=ids, position_ids=at_zero, use_cache=False, **keep)
     return cast(Tensor, (output.logits if keep else output.logits[:, last])[0].float())
-
-
-@contextmanager
-def route(router: Router | Probe) -> Iterator[None]:
-    """Hand the attention of models that were attached to `router` meanwhile, in this thread."""
-    token = _router.set(router)
-    try:
-        yield
-    finally:
-        _router.reset(token)
 
 
 @cache
@@ -138,15 +126,19 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention function transformers calls; shapes as `Router.attend`."""
-    router = _router.get()
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    layer = cast(int, module.layer_idx)
+    if opaque():
+        call_op = torch.ops.longmem.attend
+        return call_op(query, key, value, layer, scaling, softcap, s_aux), None
+    router = current()
     if router is None:
         raise ConfigError(
             f"{type(module).__name__} was called outside longmem, which has taken over the "
             "attention of this model: use Session.ask or Session.stream, or a second copy of the "
             "model for generate() and the like"
         )
-    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    layer, call = cast(int, module.layer_idx), AttentionCall(scaling, softcap, s_aux)
+    call = AttentionCall(scaling, softcap, s_aux)
     if not isinstance(router, Probe):
         return router.attend(layer, query, key, value, call), None
     _refuse_other_attention(module, query, key, call, softcap=softcap, s_aux=s_aux, **others)
