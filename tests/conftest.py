@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports triton, as transformers does
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import settings
 
 from longmem import Engine, MemoryConfig
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are imported
 
 settings.register_profile("ci", derandomize=True)  # new counterexamples are for people to find
 if os.environ.get("CI"):
