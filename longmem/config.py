@@ -96,9 +96,10 @@ class MemoryConfig(Settings):
     """What a refresh attends to: the `topk` best blocks, or all (full attention; Recycled Attention)."""
     lookup_span: PositiveInt = 512
     """Most tokens read under one look-up, in tokens (stored with each turn)."""
-    two_level_above: Annotated[int, Field(ge=0)] | None = 5000
+    two_level_above: Annotated[int, Field(ge=0)] | Literal["auto"] | None = "auto"
     """Blocks to choose from above which look-ups read groups of representatives first; None: never. Of the
-    scorers "soft_vote" can. On the questions of docs/performance.md nothing is lost from there on."""
+    scorers "soft_vote" can. "auto": 5,000 on a CPU, from where on nothing is lost on the questions of
+    docs/performance.md; never where kernels scan all representatives (docs/gpu.md)."""
     two_level_shelf: Annotated[int, Field(ge=1, le=8191)] = 1024
     """Consecutive blocks whose representatives are grouped together, once; four such shelves are merged
     into one later."""

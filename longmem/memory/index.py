@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from longmem.errors import CorruptDataError
+from longmem.memory.index_on_device import IndexOnDevice
 from longmem.memory.shelf_plan import Grid
 from longmem.memory.shelves import Shelves
 from longmem.memory.spec import LayerSpec
 from longmem.memory.stored import Stored
+from longmem.ops.block_scoring import IndexRow
 from longmem.retrieval import Form, IndexRows
 
 SUB_BLOCK = 16
@@ -54,6 +56,8 @@ class BlockIndex:
         self._oldest = 0  # oldest block that may become a candidate again
         self._starts = torch.zeros(_FIRST_ROWS, dtype=torch.int64)  # first row of each held block
         self._n = 0  # blocks held; _starts[_n] is the end of the last one
+        there = spec.kernels or spec.device.type != "cpu"
+        self._there = IndexOnDevice(spec.device) if there else None
         self._keys = self._allocate(_FIRST_ROWS)
         self.grid = grid
         self.shelves = Shelves(spec, grid) if grid else None
@@ -94,6 +98,26 @@ class BlockIndex:
         return self._rows(self.loose, len(self))
 
     @property
+    def row(self) -> IndexRow:
+        """Blocks ``loose .. len - 1`` as kernels find them: valid until the index changes."""
+        assert self._there is not None, "kernels do not serve this index"
+        starts = self._there.starts(self._starts, self._n + 1).data_ptr()
+        room = self._keys.shape[1]
+        return IndexRow(self._keys.data_ptr(), starts, self._held, self.loose, len(self), room)
+
+    @property
+    def table(self) -> Tensor:
+        """``[1, 6]`` int64 on the device: `row`."""
+        row = self.row
+        assert self._there is not None
+        return self._there.table(row)
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a block in the "tokens" form."""
+        return self._n_repr
+
+    @property
     def bytes(self) -> int:
         """Bytes allocated."""
         return self._own_bytes + (self.shelves.bytes if self.shelves else 0)
@@ -112,6 +136,7 @@ class BlockIndex:
         self._keys[:, start : start + n] = rows
         self._n += 1
         self._starts[self._n] = start + n
+        self._changed(self._n)
         if self.shelves is not None:
             self.shelves.grow(len(self), self._rows)
 
@@ -145,6 +170,7 @@ class BlockIndex:
             self._starts = torch.cat((self._starts[gone:] - row, self._starts.new_zeros(gone)))
             self._held += gone
             self._n -= gone
+            self._changed(0)
             self._oldest = max(self._oldest, min(first, self._held))
         if self.shelves is not None:
             self._limit(self.shelves)
@@ -163,6 +189,7 @@ class BlockIndex:
         self._n, rows = len(counts), keys.shape[0]
         self._starts = torch.zeros(self._n + _FIRST_ROWS, dtype=torch.int64)
         self._starts[1 : self._n + 1] = counts.cumsum(0)
+        self._changed(0)
         self._keys = self._allocate(rows + _FIRST_ROWS)
         self._keys[:, :rows] = keys.transpose(0, 1)
 
@@ -200,11 +227,19 @@ class BlockIndex:
 
     @property
     def _own_bytes(self) -> int:
-        return self._keys.nbytes + self._starts.nbytes
+        there = self._there.bytes if self._there else 0
+        return self._keys.nbytes + self._starts.nbytes + there
+
+    def _changed(self, at: int) -> None:
+        if self._there is not None:
+            self._there.changed(at)
 
     def _rows(self, first: int, stop: int) -> IndexRows:
-        starts = self._starts[first - self._held : stop - self._held + 1]
-        return IndexRows(self._keys[:, int(starts[0]) : int(starts[-1])], starts, self.spec.scaling)
+        own = slice(first - self._held, stop - self._held + 1)
+        starts = self._starts[own]
+        there = self._there.starts(self._starts, own.stop)[own] if self._there else None
+        keys = self._keys[:, int(starts[0]) : int(starts[-1])]
+        return IndexRows(keys, starts, self.spec.scaling, there)
 
     def _limit(self, shelves: Shelves) -> None:
         """How many pages may be in memory: what max_bytes leaves, at least those of one look-up; none

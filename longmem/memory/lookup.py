@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from longmem.config import MemoryConfig
@@ -16,6 +17,9 @@ from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
 from longmem.memory.stored import Stored
 from longmem.retrieval import BlockScorer, get_scorer
+
+_ABOVE = 5000
+"""`MemoryConfig.two_level_above` on a CPU, where it is "auto"."""
 
 Chosen = tuple[tuple[int, ...], ...]
 """Blocks in stream order: one tuple for all KV heads, or one for each (MemoryConfig.selection)."""
@@ -32,7 +36,7 @@ class Lookup:
     def __init__(self, spec: LayerSpec, config: MemoryConfig) -> None:
         self._scorer = get_scorer(config.scorer)
         n_repr = min(config.repr_topk, config.block_size)
-        self.index = BlockIndex(spec, n_repr, grid=_grid(self._scorer, config))
+        self.index = BlockIndex(spec, n_repr, grid=_grid(self._scorer, config, spec))
         """The representative keys, which are stored."""
         self._scored = self.index
         if self._scorer.form != "tokens":
@@ -117,14 +121,18 @@ class Lookup:
         Returns:
             The choice, and every candidate's score ``[N]`` summed over KV heads, oldest first.
         """
-        if not self._begun:
-            self._pass.begin([q_far])
-            i = 0
-        scores = self._pass.scores(i)  # [H_kv, N]
-        total = scores.sum(0)
-        rows = scores if self._by_head else total[None]
-        best = rows.topk(min(self._topk, rows.shape[1]), dim=1).indices
+        best, total = self._best(i, q_far)
+        # The one place where reading waits for the device: blocks are fetched by the host.
         return tuple(self._with_neighbours(row) for row in best.tolist()), total
+
+    def choose_and_share(self, i: int, q_far: Tensor) -> tuple[Chosen, Tensor]:
+        """As `choose`, with the `shares` of all candidates ``[N]``, on the host: they come with the choice,
+        so that the device is waited for once."""
+        best, total = self._best(i, q_far)
+        shares = self._scorer.shares(total).float()
+        both = torch.cat((best.int().flatten(), shares.view(torch.int32))).cpu()
+        rows = both[: best.numel()].view(best.shape).tolist()
+        return tuple(map(self._with_neighbours, rows)), both[best.numel() :].view(torch.float32)
 
     def shares(self, scores: Tensor) -> Tensor:
         """``[N]``: scores as shares that sum to 1, for people to read."""
@@ -145,16 +153,24 @@ class Lookup:
         for index in {self.index, self._scored}:
             index.truncate(n_blocks)
 
+    def _best(self, i: int, q_far: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._begun:
+            self._pass.begin([q_far])
+            i = 0
+        ranked = self._contiguity > 0  # the best one's neighbours come first
+        return self._pass.best(i, self._topk, by_head=self._by_head, ranked=ranked)
+
     def _with_neighbours(self, best: list[int]) -> tuple[int, ...]:
-        first, n = self.index.first, len(self.index)
-        blocks = with_neighbours([first + b for b in best], self._contiguity, first, n)
+        blocks = with_neighbours(best, self._contiguity, self.index.first, len(self.index))
         return tuple(sorted(blocks))
 
 
-def _grid(scorer: BlockScorer, config: MemoryConfig) -> Grid | None:
+def _grid(scorer: BlockScorer, config: MemoryConfig, spec: LayerSpec) -> Grid | None:
     """How blocks are grouped; None if look-ups never go through groups: the scorer cannot, it is not
     wanted, or there will never be so many candidates."""
     above = config.two_level_above
+    if above == "auto":  # a kernel scans a million tokens' keys sooner than groups can be launched
+        above = None if spec.kernels else _ABOVE
     if above is None or not scorer.log_masses or scorer.form != "tokens":
         return None
     if config.max_blocks is not None and config.max_blocks <= above:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longmem.memory.index import BlockIndex
 from longmem.memory.two_level import GroupLookups
+from longmem.ops.block_scoring import Bounds, Choice, choose, fold_blocks, score_and_choose
 from longmem.retrieval import BlockScorer
 
 _GROUP_BYTES = 64 * 2**20
@@ -26,6 +27,7 @@ class PassLookups:
     folded when they are there, so that `scores` equals ``scorer.score(q, index.rows)`` at its time.
     Where the index is grouped, that is how the blocks on no full shelf are read; for those on
     shelves the group shares its estimates, and each span reads groups of its own (`GroupLookups`).
+    Where kernels serve the index and compute the scorer, they fold, count and choose.
 
     Args:
         scorer: how blocks are scored.
@@ -46,7 +48,9 @@ class PassLookups:
         self._index = index
         self._group_bytes = group_bytes
         self._tile_bytes = tile_bytes
-        self._two_level = GroupLookups(scorer, index)
+        self._kernels = scorer.fused and index.spec.kernels
+        self._scaling = index.spec.scaling if self._kernels else 1.0  # what rows of queries lack
+        self._two_level = GroupLookups(scorer, index, self._scaling)
         self._alone: Tensor | None = None  # the query of a pass with one span: nothing to share
         self._long: list[bool] = []  # spans of several tokens
         self._rows: list[Tensor | None] = []  # [H_kv, R, D'] of spans that are in no group yet
@@ -66,8 +70,40 @@ class PassLookups:
         if len(queries) == 1:
             self._alone = queries[0]
             return
-        spec, rows = self._index.spec, self._scorer.rows
-        self._rows = [None if q is None else rows(q, spec.kv_heads) * spec.scaling for q in queries]
+        self._rows = [None if q is None else self._rows_of(q) for q in queries]
+
+    def best(
+        self, i: int, k: int, *, by_head: bool = False, ranked: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The `k` best candidates for span i, all if there are fewer, and every candidate's score ``[N]``
+        float32 summed over KV heads. As for `scores`; nothing waits for the device.
+
+        Args:
+            i: the span.
+            k: how many.
+            by_head: every KV head chooses for itself.
+            ranked: the best comes first; otherwise they come in no order.
+
+        Returns:
+            Numbers of blocks ``[1, k]``, or ``[H_kv, k]`` where each KV head chooses, and the scores.
+        """
+        first = self._index.first
+        n = len(self._index) - first
+        if self._alone is not None and self._kernels and not self._index.grouped:
+            found = self._fused(self._alone, min(k, n), by_head)
+            ids, total = found.ids.view(-1, min(k, n)), found.totals[0, :n]
+            rows = found.scores[0, :, :n] if by_head else total[None]
+        else:
+            scores = self.scores(i)
+            total = scores.sum(0)
+            rows = scores if by_head else total[None]
+            if not self._kernels:
+                return rows.topk(min(k, n), dim=1).indices + first, total
+            ids = choose(rows, k, by_head=True) + first
+        if ranked:
+            order = rows.gather(1, ids.long() - first).argsort(dim=1, descending=True, stable=True)
+            ids = ids.gather(1, order)
+        return ids, total
 
     def scores(self, i: int) -> Tensor:
         """Scores ``[H_kv, N]`` float32 of the candidates ``index.first .. len(index) - 1`` for span i.
@@ -108,12 +144,35 @@ class PassLookups:
         """`scores` of a pass with one span."""
         index, scorer = self._index, self._scorer
         if not index.grouped:
+            if self._kernels:
+                return self._fused(q, 1, False).scores[0, :, : len(index) - index.first]
             return scorer.score(q, index.rows)
-        loose = index.rows
-        rows = scorer.rows(q, index.spec.kv_heads) * index.spec.scaling
-        logits = (rows @ loose.keys.mT).float()
-        folded = scorer.fold(logits, loose) if loose.n_blocks else logits
+        rows = self._rows_of(q)
+        if self._kernels:
+            folded = self._folded_by_kernel(rows, index.loose)
+        else:
+            loose = index.rows
+            logits = (rows @ loose.keys.mT).float()
+            folded = scorer.fold(logits, loose) if loose.n_blocks else logits
         return self._two_level.scores(rows, slice(0, rows.shape[1]), folded, probe)
+
+    def _rows_of(self, q: Tensor) -> Tensor:
+        """Far queries ``[H, T, D]`` as rows ``[H_kv, R, D']``, scaled but for `_scaling`."""
+        rows = self._scorer.rows(q, self._index.spec.kv_heads)
+        return rows if self._kernels else rows * self._index.spec.scaling
+
+    def _fused(self, q: Tensor, k: int, by_head: bool) -> Choice:
+        """The look-up of a pass with one span, from beginning to end by kernels."""
+        index = self._index
+        bounds = Bounds(len(index) - index.first, index.most_rows)
+        return score_and_choose(
+            self._rows_of(q)[None], index.table, bounds, k=k, scaling=self._scaling, by_head=by_head
+        )
+
+    def _folded_by_kernel(self, rows: Tensor, first: int) -> Tensor:
+        """``[H_kv, R, n]``: `BlockScorer.fold` of the blocks from `first` on."""
+        row = self._index.row._replace(first=first)
+        return fold_blocks(rows, row, scaling=self._scaling, most_rows=self._index.most_rows)
 
     def _begin_group(self, i: int) -> None:
         """Take span i and as many after it as the budget allows."""
@@ -141,6 +200,10 @@ class PassLookups:
         if self._seen < first:  # all that were folded are dropped, or on shelves now
             self._forget_folded()
         if self._seen == len(index):
+            return
+        if self._kernels:
+            self._folded.append(self._folded_by_kernel(self._group, self._seen))
+            self._seen = len(index)
             return
         new = index.rows.part(self._seen - first, len(index) - first)
         kv_heads, n_rows, _ = self._group.shape

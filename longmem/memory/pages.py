@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from longmem.memory.uploading import downloaded_later, upload
+
+_ABSENT, _DROPPED = -1, -2
+
 PageReader = Callable[[Sequence[tuple[int, int]]], list[Tensor]]
 """Spans of pages -> their rows from the store, ``[n, g, D']`` per span."""
 
@@ -27,7 +31,10 @@ class GroupPages:
         self._out = self._slots.clone()  # what the last look-up read
         self._page_of = torch.zeros(0, dtype=torch.int64)  # page in each slot; -1: free
         self._used = torch.zeros(0, dtype=torch.int64)  # when each slot was last read
-        self._slot_of = torch.zeros(0, dtype=torch.int64)  # slot of each page; -1: not held
+        self._slot_of = torch.zeros(
+            0, dtype=torch.int64
+        )  # slot of each page; -1: not held; -2: dropped
+        self._there: Tensor | None = None  # _slot_of on the device; empty unless all are held
         self._durable = self._clock = 0
         self.reader: PageReader | None = None
         """Reads durable pages."""
@@ -69,12 +76,17 @@ class GroupPages:
         return first
 
     def read(self, pages: Tensor) -> Tensor:
-        """Rows ``[n, g, D']`` of different pages, given by number ``[n]`` int64 on the CPU; they hold until
-        the next call.
+        """Rows ``[n, g, D']`` of different pages, given by number ``[n]`` int64; they hold until the next
+        call. Numbers that lie on the device stay there if all pages are in memory; otherwise the host
+        waits for them, and reads what is lacking.
 
         Raises:
             CorruptDataError: as the store's.
         """
+        if pages.device.type != "cpu" and (there := self._all_there()) is not None:
+            self.hits += len(pages)
+            return self._read_out(there[pages])
+        pages = pages.cpu()
         self._clock += 1
         slots = self._slot_of[pages]
         absent = slots < 0
@@ -88,47 +100,46 @@ class GroupPages:
             self._used[slots] = self._clock
         self.hits += len(pages) - len(missing)
         self.misses += len(missing)
-        if len(self._out) < len(pages):  # kept: new memory would cost more than the copy
-            self._out = self._slots.new_empty(len(pages), *self._slots.shape[1:])
-        slots = slots.to(self._slots.device)
-        return torch.index_select(self._slots, 0, slots, out=self._out[: len(pages)])
+        return self._read_out(upload(slots, self._slots.device))
 
     def later(self, pages: Tensor) -> Callable[[], Tensor]:
-        """What gives the rows ``[n, g, D']`` of pages ``[n]`` in any thread, without counting as a
-        read, whatever becomes of their slots meanwhile.
+        """What gives the rows ``[n, g, D']`` of pages ``[n]`` on the host in any thread, without counting
+        as a read, whatever becomes of their slots meanwhile.
 
         Raises (when called):
             CorruptDataError: as the store's.
         """
         slots, held, reader = self._slot_of[pages], self._slots, self.reader
         if reader is None:  # they never leave, and slots that grow are others
-            return lambda: held[slots.to(held.device)]
+            return downloaded_later(held, slots)
         own = pages >= self._durable
-        kept, stored = held[slots[own].to(held.device)], pages[~own]
+        kept, stored = downloaded_later(held[upload(slots[own], held.device)]), pages[~own]
 
         def read() -> Tensor:
             order = stored.sort().indices
-            rows = held.new_empty(len(pages), *held.shape[1:])
-            rows[own] = kept
+            rows = torch.empty(len(pages), *held.shape[1:], dtype=held.dtype)
+            rows[own] = kept()
             if len(stored):
-                rows[(~own).nonzero()[order, 0]] = _fetched(reader, stored[order]).to(rows.device)
+                rows[(~own).nonzero()[order, 0]] = _fetched(reader, stored[order])
             return rows
 
         return read
 
     def rows(self, page: int, n: int) -> Tensor:
         """Rows ``[n, g, D']`` of the pages from `page` on, none of them durable."""
-        return self._slots[self._slot_of[page : page + n].to(self._slots.device)]
+        return self._slots[upload(self._slot_of[page : page + n], self._slots.device)]
 
     def truncate(self, pages: int) -> None:
         """Forget the pages from `pages` on."""
         self._free(self._slot_of[pages:])
         self._slot_of = self._slot_of[:pages].clone()
+        self._there = None
         self._durable = min(self._durable, pages)
 
     def drop(self, page: int, n: int) -> None:
         """The `n` pages from `page` on will not be read again."""
         self._free(self._slot_of[page : page + n])
+        self._slot_of[page : page + n] = _DROPPED
 
     def commit(self, pages: int) -> None:
         """The first `pages` pages are durable: those beyond the limit may leave memory."""
@@ -138,8 +149,23 @@ class GroupPages:
 
     def _add(self, pages: int) -> int:
         first = len(self)
-        self._slot_of = torch.cat((self._slot_of, self._slot_of.new_full((pages,), -1)))
+        self._slot_of = torch.cat((self._slot_of, self._slot_of.new_full((pages,), _ABSENT)))
+        self._there = None
         return first
+
+    def _all_there(self) -> Tensor | None:
+        """Slots of all pages, on the device; None while some are in the store alone."""
+        if self._there is None:
+            held = not bool((self._slot_of == _ABSENT).any())
+            known = self._slot_of if held else self._slot_of[:0]
+            self._there = upload(known, self._slots.device)
+        return self._there if len(self._there) == len(self) else None
+
+    def _read_out(self, slots: Tensor) -> Tensor:
+        """The rows of slots ``[n]``, which lie on the device."""
+        if len(self._out) < len(slots):  # kept: new memory would cost more than the copy
+            self._out = self._slots.new_empty(len(slots), *self._slots.shape[1:])
+        return torch.index_select(self._slots, 0, slots, out=self._out[: len(slots)])
 
     def _fetched(self, pages: Tensor) -> Tensor:
         """Pages ``[n]``, ascending, from the store."""
@@ -149,7 +175,9 @@ class GroupPages:
 
     def _fill(self, pages: Tensor, rows: Tensor) -> None:
         slots = self._room(len(pages))
-        self._slots[slots.to(self._slots.device)] = rows.to(self._slots.device)
+        device = self._slots.device
+        self._slots[upload(slots, device)] = upload(rows.cpu(), device)
+        self._there = None
         self._page_of[slots], self._slot_of[pages] = pages, slots
         self._used[slots] = self._clock
 
@@ -177,8 +205,9 @@ class GroupPages:
 
     def _free(self, slots: Tensor) -> None:
         slots = slots[slots >= 0]
-        self._slot_of[self._page_of[slots]] = -1
+        self._slot_of[self._page_of[slots]] = _ABSENT
         self._page_of[slots] = -1
+        self._there = None
 
     def _resize(self, slots: int) -> None:
         """Have so many slots, or as many as pages that are not durable need."""
@@ -191,10 +220,11 @@ class GroupPages:
         pages, used, old = self._page_of[kept], self._used[kept], self._slots
         n = max(slots, len(kept))
         self._slots = old.new_zeros(n, *old.shape[1:])
-        self._slots[: len(kept)] = old[kept.to(old.device)]
+        self._slots[: len(kept)] = old[upload(kept, old.device)]
+        self._there = None
         self._page_of = torch.full((n,), -1)
         self._used = torch.zeros(n, dtype=torch.int64)
-        self._slot_of[self._slot_of >= 0] = -1
+        self._slot_of[self._slot_of >= 0] = _ABSENT
         self._page_of[: len(kept)], self._used[: len(kept)] = pages, used
         self._slot_of[pages] = torch.arange(len(kept))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longmem.memory.shelf import Shelf
 from longmem.memory.spec import LayerSpec
+from longmem.memory.uploading import upload
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ class Serving:
     def with_shelf(self, held: Held, shelf: Shelf) -> Serving:
         """As this, with one more shelf in place of those within its blocks."""
         after = self.groups_before(held.first), self.groups_before(held.stop)
+        device, heads = self.summaries.device, len(shelf.summaries)
+        pages = torch.arange(held.groups, device=device) * heads + held.page
         own = (
-            shelf.summaries.mT,
-            shelf.blocks,
-            shelf.counts,
+            upload(shelf.summaries, device).mT,
+            upload(shelf.blocks, device),
+            upload(shelf.counts, device),
             self.starts.new_full((held.groups,), held.first),
-            self.pages.new_tensor(range(held.groups)) * len(shelf.summaries) + held.page,
+            pages,
         )
         tables = zip(self._tables, own, (2, 1, 0, 0, 0), strict=True)
         shelves = (

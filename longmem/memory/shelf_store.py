@@ -38,7 +38,7 @@ class ShelfStore:
     """
 
     def __init__(self, spec: LayerSpec, grid: Grid) -> None:
-        self._grid, self._heads, self._device = grid, spec.kv_heads, spec.device
+        self._grid, self._heads = grid, spec.kv_heads
         self._layer = spec.index
         self._pending: list[tuple[Place, Shelf, int]] = []  # not yet stored, with their first pages
         self._given = 0  # of these, how many `export` gave
@@ -114,13 +114,12 @@ class ShelfStore:
         return [len(groups) for groups in self._groups]
 
     def stored(self, stored: Stored, place: Place) -> Shelf:
-        """A shelf of the store, without its rows."""
+        """A shelf of the store, on the host, without its rows."""
         groups = self._groups[place.level]
         start = sum(groups[: place.number])
         stop = start + groups[place.number]
         summaries, blocks, counts = (
-            stored.part(self._name(part, place.level), start, stop).to(self._device)
-            for part in _PARTS
+            stored.part(self._name(part, place.level), start, stop) for part in _PARTS
         )
         rows = summaries.new_zeros(0)
         return Shelf(summaries.transpose(0, 1), blocks.transpose(0, 1), counts.float(), rows)

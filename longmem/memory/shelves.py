@@ -18,6 +18,7 @@ from longmem.memory.shelf_store import ShelfStore
 from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
 from longmem.memory.stored import Stored
+from longmem.memory.uploading import downloaded_later
 from longmem.retrieval import IndexRows
 
 RowsOf = Callable[[int, int], IndexRows]
@@ -140,7 +141,7 @@ class Shelves:
         """
         heads = torch.arange(self._heads, device=groups.device)[:, None]
         serving = self._serving
-        pages = self.pages.read((serving.pages[groups] + heads).flatten().cpu())
+        pages = self.pages.read((serving.pages[groups] + heads).flatten())
         blocks = serving.blocks[heads, groups].long()
         blocks = torch.where(blocks == ABSENT, blocks, blocks + serving.starts[groups][..., None])
         return pages.reshape(*blocks.flatten(1).shape, -1), blocks.flatten(1)
@@ -190,20 +191,27 @@ class Shelves:
             self.pages.drop(shelf.page, shelf.groups * self._heads)
 
     def _work(self, place: Place, rows_of: RowsOf) -> Callable[[], Shelf]:
-        """What forms a shelf, in any thread; what may change meanwhile is copied."""
+        """What forms a shelf, in any thread, on the host: a device has other things to do, and equal rows
+        give equal groups wherever they lay. What may change meanwhile is copied."""
         if place.level:
             return self._merging(place)
         found, size = rows_of(self.grid.first(place), self.grid.stop(place)), self.grid.group
-        rows, counts = found.keys.clone(), found.starts.diff()
-        blocks = torch.repeat_interleave(torch.arange(len(counts)), counts).to(rows.device)
-        return lambda: form(lambda head: (rows[head], blocks), self._heads, size)
+        read, counts = downloaded_later(found.keys.clone()), found.starts.diff()
+        blocks = torch.repeat_interleave(torch.arange(len(counts)), counts)
+
+        def work() -> Shelf:
+            rows = read()
+            return form(lambda head: (rows[head], blocks), self._heads, size)
+
+        return work
 
     def _merging(self, place: Place) -> Callable[[], Shelf]:
         """What forms a shelf of smaller ones, which serve."""
         first, serving, size = self.grid.first(place), self._serving, self.grid.group
         parts = serving.within(first, self.grid.stop(place))
         groups = slice(serving.groups_of(parts[0]).start, serving.groups_of(parts[-1]).stop)
-        heads = torch.arange(self._heads, device=serving.pages.device)
-        read = self.pages.later((serving.pages[groups, None] + heads).flatten().cpu())
-        blocks, offsets = serving.blocks[:, groups], serving.starts[groups] - first
-        return lambda: form(rows_of_shelves(read(), blocks, offsets), self._heads, size)
+        pages = [torch.arange(held.page, held.page + held.groups * self._heads) for held in parts]
+        read = self.pages.later(torch.cat(pages))
+        blocks = downloaded_later(serving.blocks[:, groups])
+        offsets = torch.cat([torch.full((held.groups,), held.first - first) for held in parts])
+        return lambda: form(rows_of_shelves(read(), blocks(), offsets), self._heads, size)

@@ -7,10 +7,15 @@ from torch import Tensor
 
 from longmem.memory.index import BlockIndex
 from longmem.memory.serving import Serving
-from longmem.retrieval import BlockScorer, best_of, estimate
+from longmem.ops import block_scoring as kernels
+from longmem.retrieval import PEAK, BlockScorer, best_of, estimate
 
 _ESTIMATES = 2**18
 """Estimates made at once per KV head: so many stay in a core's cache until they were used."""
+
+_UNIT = 2.0**-40
+"""Share of a vote in which votes are counted where many threads add them: sums of whole numbers do not
+depend on the order."""
 
 _TINY = 1e-7
 """Share of the mass below which a difference of sums in float32 tells nothing."""
@@ -28,10 +33,13 @@ class GroupLookups:
     Args:
         scorer: one whose `fold` gives log masses.
         index: with shelves.
+        scaling: factor of the logits that queries lack.
     """
 
-    def __init__(self, scorer: BlockScorer, index: BlockIndex) -> None:
+    def __init__(self, scorer: BlockScorer, index: BlockIndex, scaling: float = 1.0) -> None:
         self._scorer = scorer
+        self._kernels = scorer.fused and index.spec.kernels
+        self._scaling = scaling
         self._index = index
         self._known: tuple[Tensor, Serving, int] | None = None  # what the estimates are of
         self._own = slice(0, 0)  # queries they are of
@@ -58,12 +66,12 @@ class GroupLookups:
         behind = self._behind[:, at].amax(1)
         best = best_of(behind, min(probe, groups))
         rows, blocks = shelves.read(best + group)
-        logits = (q[:, own] @ rows.mT).float().masked_fill_((blocks < first)[:, None], -torch.inf)
+        logits = self._logits(q[:, own], rows).masked_fill_((blocks < first)[:, None], -torch.inf)
         votes = self._scorer.tally(torch.cat((loose, logits, self._unread(at, best)), dim=2))
         n = loose.shape[2]
         scores = votes.new_zeros(len(votes), len(self._index) - first)
         scores[:, scores.shape[1] - n :] = votes[:, :n]
-        return scores.scatter_add_(1, (blocks - first).clamp_(min=0), votes[:, n:-1])
+        return _added(scores, (blocks - first).clamp_(min=0), votes[:, n:-1])
 
     def end(self) -> None:
         """Let go of the estimates."""
@@ -80,12 +88,27 @@ class GroupLookups:
         if n and not (self._knows(q, shelves.serving, group) and own.stop <= self._own.stop):
             stop = min(q.shape[1], max(own.stop, own.start + _ESTIMATES // n))
             self._own, self._known = slice(own.start, stop), (q, shelves.serving, group)
-            peaks, masses = estimate(q[:, self._own], summaries, counts)
+            peaks, masses = self._expected(q[:, self._own], summaries, counts)
             self._behind = peaks.sub_(peaks.amax(2, keepdim=True))
             self._tops = masses.amax(2, keepdim=True)
             self._shares = masses.sub_(self._tops).exp_()
             self._whole = self._shares.sum(2, keepdim=True)
         return group, n
+
+    def _logits(self, q: Tensor, rows: Tensor) -> Tensor:
+        """``[H_kv, R, M]`` float32 of rows ``[H_kv, M, D]``."""
+        if not self._kernels:
+            return (q @ rows.mT).float() * self._scaling
+        starts = torch.arange(rows.shape[1] + 1, dtype=torch.int32, device=rows.device)
+        return kernels.fold(
+            q, rows, starts, scaling=self._scaling, most_rows=1
+        )  # of one: its logit
+
+    def _expected(self, q: Tensor, summaries: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """`estimate` of queries, scaled."""
+        if self._kernels and summaries.stride(2) == 1:
+            return kernels.estimate(q, summaries, counts, scaling=self._scaling, peak=PEAK)
+        return estimate(q.float() * self._scaling, summaries, counts)
 
     def _knows(self, q: Tensor, serving: Serving, group: int) -> bool:
         """Whether the estimates are of these queries (taken in order) and groups."""
@@ -102,3 +125,13 @@ class GroupLookups:
         known = shares.gather(2, read[:, None].expand(-1, shares.shape[1], -1))
         others = self._whole[:, own] - known.sum(2, keepdim=True)
         return others.clamp_(min=_TINY).log_().add_(self._tops[:, own])
+
+
+def _added(scores: Tensor, blocks: Tensor, votes: Tensor) -> Tensor:
+    """Scores ``[H_kv, N]`` with votes ``[H_kv, m]`` added to those of their blocks ``[H_kv, m]``, alike
+    each time: on a device numbers are added in any order."""
+    if scores.device.type == "cpu":
+        return scores.scatter_add_(1, blocks, votes)
+    counted = torch.zeros_like(scores, dtype=torch.int64)
+    counted.scatter_add_(1, blocks, (votes.double() / _UNIT).round().long())
+    return scores.add_(counted.double().mul_(_UNIT).float())

@@ -10,9 +10,10 @@ from longmem.retrieval.representative import Representative
 from longmem.retrieval.scorer import BlockScorer
 from longmem.retrieval.softvote import SoftVote
 from longmem.retrieval.sub_block import SubBlock
-from longmem.retrieval.summaries import best_of, estimate, summarise
+from longmem.retrieval.summaries import PEAK, best_of, estimate, summarise
 
 __all__ = [
+    "PEAK",
     "BlockScorer",
     "Bounds",
     "Form",

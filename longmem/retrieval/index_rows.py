@@ -24,11 +24,14 @@ class IndexRows:
         starts: ``[N + 1]`` int64 on the CPU, ascending: the first row of each block; its first
             element need not be 0 if `keys` is a part.
         scaling: the layer's factor of the logits.
+        there: `starts` as int32 where `keys` lie, if that is another device: so that nobody waits for
+            a copy.
     """
 
     keys: Tensor
     starts: Tensor
     scaling: float
+    there: Tensor | None = None
 
     @property
     def n_blocks(self) -> int:
@@ -38,14 +41,21 @@ class IndexRows:
     @property
     def counts(self) -> Tensor:
         """Rows per block ``[N]`` int64, on the device of `keys`."""
-        return self.starts.diff().to(self.keys.device)
+        return self.offsets.diff()
+
+    @property
+    def offsets(self) -> Tensor:
+        """``[N + 1]`` int64 on the device of `keys`: the first row of each block among these."""
+        starts = (self.starts if self.there is None else self.there).to(self.keys.device)
+        return (starts - starts[0]).long()
 
     def part(self, first: int, stop: int) -> IndexRows:
         """The rows of blocks `first` up to `stop`, a view."""
         starts = self.starts[first : stop + 1]
         origin = int(self.starts[0])
         keys = self.keys[:, int(starts[0]) - origin : int(starts[-1]) - origin]
-        return IndexRows(keys, starts, self.scaling)
+        there = None if self.there is None else self.there[first : stop + 1]
+        return IndexRows(keys, starts, self.scaling, there)
 
     def tiles(self, max_rows: int) -> Iterator[IndexRows]:
         """Consecutive parts of whole blocks, of at most `max_rows` rows or one block each."""
@@ -62,7 +72,7 @@ class IndexRows:
         Which of torch's sums over ragged runs is fastest depends on what lies next to each other:
         the rows of one query, or, where many queries were multiplied at once, the queries of a row.
         """
-        offsets = (self.starts - self.starts[0]).to(values.device)
+        offsets = self.offsets
         if values.stride(2) == 1:
             each = values.flatten(0, 1)  # [H_kv * R, M]
             sums = [torch.segment_reduce(x, "sum", offsets=offsets, axis=0) for x in each]
@@ -81,5 +91,5 @@ class IndexRows:
     def max_by_block(self, values: Tensor) -> Tensor:
         """``[H_kv, R, N]``: the largest of values ``[H_kv, R, M]`` float32 of each block's rows."""
         by_row = values.permute(2, 0, 1).reshape(values.shape[2], -1)  # [M, H_kv * R]
-        best = torch.segment_reduce(by_row, "max", lengths=self.counts, axis=0)
+        best = torch.segment_reduce(by_row, "max", offsets=self.offsets, axis=0)
         return best.T.reshape(*values.shape[:2], -1)

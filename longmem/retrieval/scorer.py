@@ -24,6 +24,8 @@ class BlockScorer(ABC):
     log_masses: ClassVar[bool] = False
     """Whether `fold` gives the log of a sum over a block's rows, and `tally` the shares of such sums.
     Then parts of blocks may be tallied, and their shares added: look-ups may go through groups."""
+    fused: ClassVar[bool] = False
+    """Whether the kernels of `longmem.ops.block_scoring` compute its `fold` and `tally`."""
 
     @property
     @abstractmethod

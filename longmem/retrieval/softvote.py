@@ -32,6 +32,7 @@ class SoftVote(BlockScorer):
     voters: int = 1
     name: str = "soft_vote"
     log_masses: ClassVar[bool] = True
+    fused: ClassVar[bool] = True
 
     def rows(self, q: Tensor, kv_heads: int) -> Tensor:
         """As `BlockScorer.rows`; R = H / H_kv * min(T, voters)."""
