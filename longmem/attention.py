@@ -22,10 +22,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from longmem.errors import ConfigError, UnsupportedModelError
 from longmem.memory import AttentionCall, LayerSpec
+from longmem.model_devices import input_device, logits_to_keep
 from longmem.probing import Probe, ProbeError, Seen, difference, loud, measure, plain_attention
 from longmem.routing import Router, current, opaque, route
 
-_NAME = "longmem"
+_NAME, _PROBED = "longmem", "longmem_probed"
+"""The attention, and the same while it is measured. Only the latter has a mask function: with one,
+transformers compares positions in every pass, which waits for the device."""
 _RECURRENT = "its recurrent or linear-attention layers keep state outside attention"
 _STRANGE = {
     "conv": "its short convolutions keep state outside attention",
@@ -64,14 +67,17 @@ def attach(model: PreTrainedModel) -> ModelInfo:
             f"{type(model).__name__} is no transformers model; load one with AutoModelForCausalLM "
             "(of a PEFT model, pass get_base_model())"
         )
-    AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, _mask)
+    for name in (_NAME, _PROBED):
+        AttentionInterface.register(name, _attention)
+    AttentionMaskInterface.register(_PROBED, _mask)
     before, training = _implementations(model.config), model.training
     try:
         model.eval()
         _refuse_by_config(model)
-        _set_implementation(model)
-        return _measure(model)
+        _set_implementation(model, _PROBED)
+        info = _measure(model)
+        _set_implementation(model, _NAME)
+        return info
     except BaseException as error:
         model.set_attn_implementation(before)
         if isinstance(error, ProbeError):
@@ -101,7 +107,9 @@ def forward(
     Returns:
         Logits ``[n, V]`` float32.
     """
-    keep = {"logits_to_keep": last} if "logits_to_keep" in _parameters(type(model).forward) else {}
+    keep = {}
+    if "logits_to_keep" in _parameters(type(model).forward):
+        keep = {"logits_to_keep": logits_to_keep(model, ids, last)}
     with route(router):
         at_zero = torch.zeros_like(ids)
         output = (run or model)(input_ids=ids, position_ids=at_zero, use_cache=False, **keep)
@@ -207,23 +215,24 @@ def _trained_positions(config: Any) -> int:
     return int(positions)
 
 
-def implementations(model: PreTrainedModel) -> dict[str, Any]:
+def implementations(model: PreTrainedModel) -> str | dict[str, Any]:
     """The model's attention implementations, in the form its `set_attn_implementation` takes."""
     return _implementations(model.config)
 
 
-def _implementations(config: Any) -> dict[str, Any]:
+def _implementations(config: Any) -> str | dict[str, Any]:
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     nested = {name: _implementations(part) for name, part in parts.items() if part is not None}
-    return {"": config._attn_implementation, **nested}
+    own: str = config._attn_implementation
+    return {"": own, **nested} if nested else own
 
 
-def _set_implementation(model: PreTrainedModel) -> None:
+def _set_implementation(model: PreTrainedModel, name: str) -> None:
     try:
-        model.set_attn_implementation(_NAME)
+        model.set_attn_implementation(name)
     except (ValueError, KeyError, ImportError) as error:
         raise ProbeError(f"its attention cannot be replaced ({error})") from error
-    if model.config.get_text_config()._attn_implementation != _NAME:
+    if model.config.get_text_config()._attn_implementation != name:
         raise ProbeError("its attention does not go through transformers' attention interface")
 
 
@@ -254,14 +263,12 @@ def _probe(model: PreTrainedModel, ids: Tensor, at: Tensor) -> dict[int, Seen]:
 
 def _measure(model: PreTrainedModel) -> ModelInfo:
     config = model.config.get_text_config()
-    weight = model.get_input_embeddings().weight
-    device = torch.device("cpu") if weight.is_meta else weight.device  # offloaded by accelerate
     specs, positions = measure(
         lambda ids, at: _probe(model, ids, at),
         lambda: _rotation_tables(model),
         config.vocab_size,
         _position_limits(config),
-        device,
+        input_device(model),
     )
     return ModelInfo(specs, positions)
 

@@ -27,7 +27,9 @@ from longmem.fit import (
     usable_device,
 )
 from longmem.gate_file import load_gates, segment_of
+from longmem.graphs import StepGraphs, Wanted
 from longmem.memory import Gates, ReadSpan, Scratch, SessionMemory
+from longmem.model_devices import input_device
 from longmem.packing import Outcome, run_packed
 from longmem.scheduler import Scheduler, weakly
 from longmem.strand import Steps, Strand
@@ -64,6 +66,10 @@ class Engine:
         segment_tokens: most tokens of one forward pass when one session reads; only a matter of speed.
         pass_tokens: most tokens of one forward pass when several sessions are active; a reply waits
             for no more than one such pass, however long a text another session reads.
+        graphs: whether decode steps without a look-up are launched as CUDA graphs; default: on CUDA,
+            where kernels serve the model. True: wherever they serve it, without a graph on the CPU.
+            "compiled": torch also compiles what these steps do besides attention, once for each number
+            of sessions rounded up to a power of two; that takes a minute each for a large model.
 
     Raises:
         UnsupportedModelError: the model keeps state that longmem cannot hold, or its weights hold NaN.
@@ -76,6 +82,8 @@ class Engine:
     memory: InitVar[MemoryConfig | None] = None
     segment_tokens: int = 1024
     pass_tokens: int = 512
+    graphs: Any = None
+    """What was asked for; then the engine's `longmem.graphs.StepGraphs`, or None: it has none."""
     config: MemoryConfig = field(init=False)
 
     def __post_init__(self, memory: MemoryConfig | None) -> None:
@@ -96,12 +104,13 @@ class Engine:
             self.model.set_attn_implementation(before)  # it stays usable without longmem
             raise
         self.model.eval()
-        self.device = self.model.get_input_embeddings().weight.device
+        self.device = input_device(self.model)
         self.tokens_read = 0
         """Tokens fed to the model so far, over all sessions."""
         self.scheduler = Scheduler(weakly(self.run_pass), self.pass_tokens, self.segment_tokens)
         """Packs what sessions read into passes; see its `passes` and `feeds`."""
         self.workers = Workers()
+        self.graphs = StepGraphs.of(self.model, self.info.layers, self.graphs)
         self._scratch = {False: Scratch(), True: Scratch()}
         self._fingerprint: Mapping[str, str] | None = None
 
@@ -114,6 +123,7 @@ class Engine:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         pass_tokens: int = 512,
+        graphs: Wanted = None,
         **options: Any,
     ) -> Engine:
         """Load a model and its tokenizer from a folder or the Hugging Face hub.
@@ -123,7 +133,7 @@ class Engine:
             memory: settings of the memory.
             device: default "cuda" where there is one, else "cpu".
             dtype: default float32 on the CPU, else the checkpoint's.
-            pass_tokens: see `Engine`.
+            pass_tokens, graphs: see `Engine`.
             options: passed on to ``AutoModelForCausalLM.from_pretrained``; those about where to load
                 from (``revision``, ``token`` ...) to the tokenizer, too.
 
@@ -144,7 +154,7 @@ class Engine:
             ) from error
         if "device_map" not in options:
             model = model.to(device)
-        return cls(model, tokenizer, memory, pass_tokens=pass_tokens)
+        return cls(model, tokenizer, memory, pass_tokens=pass_tokens, graphs=graphs)
 
     @classmethod
     def nano(cls, memory: MemoryConfig | None = None, **options: Any) -> Engine:
@@ -226,7 +236,7 @@ class Engine:
         scratch = self._scratch[
             torch.is_inference_mode_enabled()
         ]  # its tensors are good for no other
-        outcomes = run_packed(self.model, feeds, surprise, scratch)
+        outcomes = run_packed(self.model, feeds, surprise, scratch, self.graphs)
         self.tokens_read += sum(len(feed.ids) for feed in feeds)
         return outcomes
 

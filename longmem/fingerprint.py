@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from longmem.config import MemoryConfig
 from longmem.errors import FingerprintMismatchError
 from longmem.memory import LayerSpec
+from longmem.model_devices import values_of
 
 _MOST_SAMPLES = 1 << 16
 _STORED_SETTINGS = (
@@ -80,7 +81,7 @@ def weight_hash(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_sample_bytes(tensor))
+        digest.update(_sample_bytes(values_of(model, name, tensor)))
     return digest.hexdigest()
 
 
@@ -90,7 +91,7 @@ def weights_identity(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(_sample_bytes(tensor, torch.bfloat16))
+        digest.update(_sample_bytes(values_of(model, name, tensor), torch.bfloat16))
     return digest.hexdigest()
 
 

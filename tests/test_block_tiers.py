@@ -374,7 +374,7 @@ def test_groups_over_blocks_of_any_length_are_as_small_as_promised(codec, most):
     blocks = CodedBlocks(spec, table, Coding(get_codec(codec), groups))
     for block in range(len(table.edges) - 1):
         start, stop = table.span(block)
-        blocks.put(block, torch.randn(2, 2, stop - start, 32))
+        blocks.put_many(block, [torch.randn(2, 2, stop - start, 32)])
     stored = blocks.export()
     n_coded = stored["codes"].shape[0]
     assert n_coded == table.edges[blocks.settled] > 4800

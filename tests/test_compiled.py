@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import architectures
 import pytest
 import torch
 from tiny import attached, new_memory, qwen3, tokens
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
-from longmem.attention import ModelInfo, forward
+from longmem.attention import ModelInfo, attach, forward
 from longmem.compiled import Compiled
 from longmem.config import MemoryConfig
-from longmem.memory import ForwardPass, ReadSpan
+from longmem.feeding import Fed, Feed
+from longmem.graphs import StepGraphs
+from longmem.graphs.waits import NoWaits
+from longmem.memory import ForwardPass, ReadSpan, Scratch
+from longmem.packing import run_packed
 
 ROUNDING = 1e-4
 """Float32, three layers: fused operations are summed in another order."""
+ROUNDING_BF16 = 0.02
+"""Two layers whose intermediate values the model's own code rounds to 8 bits, and the compiler does not."""
 CONFIG = MemoryConfig(
     n_init=4, n_local=16, block_size=8, topk=2, lookup_span=8, two_level_above=None
 )
@@ -73,3 +80,42 @@ def test_the_compiler_does_not_look_into_attention() -> None:
     part = Watching([(memory, memory.prepare([ReadSpan(1, 1)]))])
     forward(model, torch.tensor([[3]]), part, torch.tensor([0]), Compiled(model))
     assert seen == [False] * len(info.layers)
+
+
+def test_where_every_operation_is_watched_the_model_runs_as_it_is() -> None:
+    model, info = attached(qwen3())
+    memory = new_memory(info, CONFIG)
+    part = ForwardPass([(memory, memory.prepare([ReadSpan(1, 0)]))])
+    run = Compiled(model)
+    with NoWaits(torch.device("cuda")):  # as before a capture
+        watched = forward(model, torch.tensor([[3]]), part, torch.tensor([0]), run)
+    memory = new_memory(info, CONFIG)
+    part = ForwardPass([(memory, memory.prepare([ReadSpan(1, 0)]))])
+    assert torch.equal(watched, forward(model, torch.tensor([[3]]), part, torch.tensor([0])))
+
+
+def test_graphs_run_the_compiled_model_and_keep_the_same_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("LONGMEM_KERNELS", "interpret")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = architectures.build("llama", dtype=torch.bfloat16, head_dim=64, **sizes).to(device)
+    info = attach(model)
+    torch._dynamo.reset()
+    found = {}
+    for wanted in (True, "compiled"):
+        graphs = StepGraphs.of(model, info.layers, wanted)
+        assert graphs is not None
+        memory, scratch = new_memory(info, CONFIG), Scratch()
+        feeds = [(tokens(40), 40), ([7], 1), ([8], 0), ([9], 0)]
+        for ids, voters in feeds:
+            feed = Feed(memory, ids, [ReadSpan(len(ids), voters)])
+            (fed,) = run_packed(model, [feed], False, scratch, graphs)
+            assert isinstance(fed, Fed), fed
+        assert graphs.replays == 2 and graphs.refused is None
+        found[wanted] = fed.logits, memory.n_tokens
+    (plain, held), (compiled, kept) = found.values()
+    assert held == kept == 43
+    assert (compiled - plain).abs().max() < ROUNDING_BF16 * plain.abs().max()

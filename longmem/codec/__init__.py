@@ -10,8 +10,9 @@ from longmem.codec.base import Codec, Payload
 from longmem.codec.bf16 import BF16
 from longmem.codec.int4 import INT4
 from longmem.codec.int8 import INT8
+from longmem.codec.packing import Packed, Packing
 
-__all__ = ["Codec", "Payload", "get_codec"]
+__all__ = ["Codec", "Packed", "Packing", "Payload", "get_codec"]
 
 _CODECS: dict[str, Codec] = {"bf16": BF16(), "int8": INT8(), "int4": INT4()}
 

@@ -50,5 +50,14 @@ def _half(x: Tensor, *, down: bool) -> Tensor:
     """The nearest float16 that is not above (`down`) or not below x."""
     half = x.half()
     beyond = half.float() > x if down else half.float() < x
-    towards = torch.full_like(half, -_MOST if down else _MOST)
-    return torch.where(beyond, torch.nextafter(half, towards), half)
+    return torch.where(beyond, _next(half, down), half)
+
+
+def _next(half: Tensor, down: bool) -> Tensor:
+    """The float16 below or above finite ones. Not every device has `torch.nextafter` of float16, whose
+    bits count up from 0 with the magnitude, the highest bit being the sign."""
+    bits = half.view(torch.int16)
+    away = (half < 0) if down else (half > 0)
+    smallest = torch.full_like(bits, -(2**15) + 1 if down else 1)
+    moved = torch.where(away, bits + 1, bits - 1)
+    return torch.where(half == 0, smallest, moved).view(torch.float16)

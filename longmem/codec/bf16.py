@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longmem.codec.base import Payload
+from longmem.codec.base import Payload, Written
 
 
 class BF16:
     """Two bytes a value and no scales; one rounding of 8 bits, which a second does not change."""
 
+    name: Written = "bf16"
+    bits = 16
     group_tokens = 1
 
     def encode(self, rows: Tensor) -> Payload:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from longmem.config import MemoryConfig
+from longmem.memory.block_at import scattered
 from longmem.memory.blocks import BlockTable
 from longmem.memory.compressive import CompressiveMemory
 from longmem.memory.layer import LayerMark, LayerMemory
@@ -74,17 +75,27 @@ class BlockLayer(LayerMemory):
             else:
                 self._leave(n)
             self.closed = 0
+        if self.closed < due:
+            self.tier.put_many(self.closed, self._closing(due))
         while self.closed < due:
             start, stop = self.table.span(self.closed)
             n = stop - start
-            raw = self.local.raw[:, :n]
             if self.role.indexed:
-                self.lookup.add(raw, self.local.mass[:, :n])
-            self.tier.put(self.closed, torch.stack((raw, self.local.v[:, :n])))
+                self.lookup.add(self.local.raw[:, :n], self.local.mass[:, :n])
             self._leave(n)
             self.closed += 1
         if self._max_blocks is not None:
             self._drop(max(0, self.closed - self._max_blocks))
+
+    def _closing(self, due: int) -> list[Tensor]:
+        """Each ``[2, H_kv, n, D]`` of the blocks that are due, a copy."""
+        raw, v = self.local.raw, self.local.v
+        first = self.table.edges[self.closed]
+        spans = [self.table.span(block) for block in range(self.closed, due)]
+        at = [(start - first, stop - first) for start, stop in spans]
+        if self.spec.kernels:
+            return scattered(raw, v, at)
+        return [torch.stack((raw[:, i:j], v[:, i:j])) for i, j in at]
 
     def _leave(self, n: int) -> None:
         """The n oldest tokens leave the local buffer."""
@@ -96,7 +107,7 @@ class BlockLayer(LayerMemory):
         """Blocks before `first` can be looked up no more."""
         while self.first < first:
             if self.compressive is not None and self._folds_dropped:
-                ((k, v),) = self.tier.get_many([self.first])
+                ((k, v),) = self.tier.values([self.first])
                 self.compressive.fold(k, v)
             self.first += 1
         self._drop_front()

@@ -60,7 +60,7 @@ class ExpectedText:
         surprise = torch.full((len(ids),), torch.nan, device=logits.device)
         surprise[1:] = -expected[:-1].gather(1, ids[1:, None])[:, 0]
         if self._next_token is not None:
-            surprise[0] = -self._next_token[ids[0]]
+            surprise[:1] = -self._next_token.gather(0, ids[:1])
         elif reading.start not in reading.turn_starts:
             raise RuntimeError(f"token {reading.start} starts no turn and follows none")
         self._next_token = expected[-1].clone()

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from longmem.codec import Codec, Payload
+from longmem.codec import Codec, Packed, Packing, Payload
 from longmem.errors import CorruptDataError
+from longmem.memory.block_at import BlockAt
 from longmem.memory.blocks import BlockTable
 from longmem.memory.fetching import Read
 from longmem.memory.groups import BlockGroups
 from longmem.memory.host_cache import HostCache
-from longmem.memory.raw_blocks import in_host_memory, rows_as_block
+from longmem.memory.host_memory import HostMemory
+from longmem.memory.raw_blocks import rows_as_block
 from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
+from longmem.ops.block_gather import Payloads
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,18 @@ class CodedBlocks:
         self._spec = spec
         self._table = table
         self._codec, self._groups = coding.codec, coding.groups
+        self._packing = Packing(spec.kv_heads, spec.dim, coding.codec.bits)
+        self.payload: Payloads = coding.codec.name
+        """How settled blocks are written."""
+        self._memory = HostMemory(spec)
         self._raw: dict[int, Tensor] = {}
         self._raw_bytes = 0
         self._cache: HostCache[Payload] = HostCache()
         self._encoded = self._exported = 0  # groups
+
+    def nbytes(self, tokens: int) -> int:
+        """Bytes of a settled block in one piece."""
+        return self._packing.nbytes(tokens)
 
     @property
     def settled(self) -> int:
@@ -60,26 +72,45 @@ class CodedBlocks:
         """Bytes in host memory."""
         return self._raw_bytes + self._cache.bytes
 
-    def put(self, block: int, kv: Tensor) -> list[int]:
-        """A block closed: raw ``[2, H_kv, n, D]``; gives the blocks whose values are others now."""
-        self._hold_raw(block, in_host_memory(kv))
-        before = self.settled
-        if self._groups.complete(block + 1) == self._encoded:
-            return [block]
-        self._encode(self._encoded)
-        self._encoded += 1
-        return list(range(before, self.settled))
+    def put_many(self, first: int, blocks: Sequence[Tensor]) -> dict[int, BlockAt]:
+        """Blocks closed, `first` and those behind it; see `RawBlocks.put_many`.
+
+        Returns:
+            Of the blocks that were encoded now their payloads in one piece, on the device; none where
+            the model computes on the host, which serves them from there.
+        """
+        for i, kv in enumerate(self._memory.send(blocks)):
+            self._hold_raw(first + i, kv)
+        complete = self._groups.complete(first + len(blocks))
+        near = {first + i: kv for i, kv in enumerate(blocks)}
+        made: dict[int, BlockAt] = {}
+        for groups in self._alike(range(self._encoded, complete)):
+            made |= self._encode(groups, near)
+        self._encoded = complete
+        return made
 
     def holds(self, block: int) -> bool:
         """Whether `get` would find the block."""
         return block in self._cache if block < self.settled else block in self._raw
 
     def get(self, block: int) -> Tensor | None:
-        """The block's ``[2, H_kv, n, D]``, if it is in host memory."""
+        """The block's ``[2, H_kv, n, D]`` for the layer's device, if it is in host memory."""
         if block >= self.settled:
-            return self._raw.get(block)
+            kv = self._raw.get(block)
+            return None if kv is None else self._memory.on_device(kv)
         payload = self._cache.get(block)
         return None if payload is None else self._decode(payload)
+
+    def at(self, block: int) -> BlockAt | None:
+        """Where the block lies in host memory, in one piece, if it does; see `RawBlocks.at`."""
+        if block >= self.settled:
+            kv = self._raw.get(block)
+            return None if kv is None else BlockAt(kv, kv.shape[2])
+        payload = self._cache.get(block)
+        if payload is None:
+            return None
+        assert isinstance(payload, Packed)
+        return BlockAt(payload.piece, len(payload.codes), self.payload)
 
     def known(self, block: int) -> Tensor:
         """`get` of a block that must be in host memory."""
@@ -93,7 +124,7 @@ class CodedBlocks:
 
     def raw(self, blocks: Sequence[int]) -> list[Tensor]:
         """Each raw ``[2, H_kv, n, D]`` of blocks that closed since the last commit."""
-        return [self._raw[block] for block in blocks]
+        return [self._memory.on_device(self._raw[block]) for block in blocks]
 
     def reader(self, source: BlockSource, blocks: Sequence[int]) -> Read[Payload]:
         """What reads committed blocks from the store, for `admit`."""
@@ -101,12 +132,13 @@ class CodedBlocks:
         spans = [self._table.span(block) for block in blocks]
         rows = [(start - first, stop - first) for start, stop in spans]
         groups = [self._groups.of(block) for block in blocks]
-        return partial(_read, source, self._spec.index, rows, groups, self._codec.group_tokens > 1)
+        scaled = self._codec.group_tokens > 1
+        read = partial(_read, source, self._spec.index, rows, groups, scaled)
+        return (lambda: [self._packed(each) for each in read()]) if self._memory.apart else read
 
-    def admit(self, block: int, payload: Payload) -> Tensor:
-        """Hold what was read of a block; gives its ``[2, H_kv, n, D]``."""
+    def admit(self, block: int, payload: Payload) -> None:
+        """Hold what was read of a block."""
         self._cache.add_read(block, payload)
-        return self._decode(payload)
 
     def shrink(self, max_bytes: int) -> None:
         """Let committed blocks go until `max_bytes` are held."""
@@ -157,7 +189,7 @@ class CodedBlocks:
         spans = [self._table.span(block) for block in open_group]
         raw = source.read_spans(self._spec.index, spans) if spans else []
         for block, each in zip(open_group, raw, strict=True):
-            self._hold_raw(block, rows_as_block(each, self._spec))
+            self._hold_raw(block, rows_as_block(each, self._memory))
 
     def _check(self, rows: int) -> None:
         edges = self._table.edges
@@ -168,22 +200,60 @@ class CodedBlocks:
                 f"{tokens}; open the session with rebuild=True"
             )
 
-    def _encode(self, group: int) -> None:
-        blocks = range(self._groups.end(group), self._groups.end(group + 1))
-        kv = torch.cat([self._raw[block] for block in blocks], dim=2)
-        payload = self._codec.encode(kv.permute(2, 0, 1, 3))
-        first = self._table.edges[blocks[0]]
-        for block in blocks:
-            start, stop = self._table.span(block)
-            self._cache.add_new(block, payload.rows(start - first, stop - first))
+    def _alike(self, groups: Sequence[int]) -> list[list[int]]:
+        """Neighbouring groups of as many tokens: they are encoded at once."""
+        edges = self._table.edges
+
+        def tokens(group: int) -> int:
+            return edges[self._groups.end(group + 1)] - edges[self._groups.end(group)]
+
+        return [list(run) for _, run in groupby(groups, tokens)]
+
+    def _encode(self, groups: Sequence[int], near: Mapping[int, Tensor]) -> dict[int, BlockAt]:
+        """Encode groups of one size, where the layer lies; those of `near` lie there already."""
+        members = [range(self._groups.end(g), self._groups.end(g + 1)) for g in groups]
+        whole = [torch.cat([self._near(b, near) for b in blocks], dim=2) for blocks in members]
+        payload = self._codec.encode(torch.stack(whole).permute(0, 3, 1, 2, 4))
+        made: dict[int, BlockAt] = {}
+        for g, blocks in enumerate(members):
+            group, first = payload[g], self._table.edges[blocks[0]]
+            for block in blocks:
+                start, stop = self._table.span(block)
+                self._add(block, group.rows(start - first, stop - first), made)
+        if made:
+            sent = self._memory.send([at.memory for at in made.values()])
+            for (block, at), memory in zip(made.items(), sent, strict=True):
+                self._cache.add_new(block, self._packing.payload(memory, at.tokens))
+        return made
+
+    def _add(self, block: int, payload: Payload, made: dict[int, BlockAt]) -> None:
+        """Hold an encoded block, or let it be `made` in one piece to be sent where it will be held."""
+        if not self._memory.apart:
+            self._cache.add_new(block, payload.copied())
+            return
+        tokens = len(payload.codes)
+        piece = torch.empty(self.nbytes(tokens), dtype=torch.uint8, device=self._spec.device)
+        made[block] = BlockAt(self._packing.write(payload, piece).piece, tokens, self.payload)
+
+    def _near(self, block: int, near: Mapping[int, Tensor]) -> Tensor:
+        return near[block] if block in near else self._memory.on_device(self._raw[block])
+
+    def _packed(self, payload: Payload) -> Packed:
+        """A payload from the store in one piece of host memory."""
+        nbytes = self.nbytes(len(payload.codes))
+        return self._packing.write(payload, self._memory.room((nbytes,), torch.uint8))
 
     def _decode(self, payload: Payload) -> Tensor:
-        rows = self._codec.decode(payload.to(self._spec.device), self._spec.dtype)
-        return rows.permute(1, 2, 0, 3)
+        if isinstance(payload, Packed):
+            there = self._memory.on_device(payload.piece)
+            payload = self._packing.payload(there, len(payload.codes))
+        return self._codec.decode(payload, self._spec.dtype).permute(1, 2, 0, 3)
 
     def _payload(self, block: int) -> Payload:
         payload = self._cache.get(block)
         assert payload is not None, f"block {block} left before it was committed"
+        if isinstance(payload, Packed):
+            self._memory.read(payload.piece)
         return payload
 
     def _hold_raw(self, block: int, kv: Tensor) -> None:

@@ -11,12 +11,12 @@ from longmem.config import Compressive
 from longmem.memory.gates import Gates
 from longmem.memory.spec import LayerSpec
 from longmem.ops.compressive import (
-    EPS,
     CompressiveState,
     FeatureMap,
+    Learned,
+    fold,
     get_feature_map,
-    retrieve,
-    update,
+    mix,
 )
 
 
@@ -43,11 +43,11 @@ class CompressiveMemory:
     def __init__(self, spec: LayerSpec, config: Compressive, gates: Gates, chunk: int) -> None:
         self.spec, self.config = spec, config
         self._chunk = chunk
-        self._gate = gates.gate[spec.index].to(spec.device, torch.float32)[:, None]  # [H, 1]
-        self._offset: Tensor | None = None
+        share = gates.gate
         if config.mix == "lse":
             assert gates.offset is not None
-            self._offset = gates.offset[spec.index].to(spec.device, torch.float32)[:, None]
+            share = gates.offset
+        self._gate = share[spec.index].to(spec.device, torch.float32)  # [H]
         self._decay: float | Tensor = config.decay
         if gates.decay is not None:
             self._decay = gates.decay[spec.index].to(spec.device, torch.float32)
@@ -90,6 +90,11 @@ class CompressiveMemory:
         """Take in tokens in stream order: un-rotated keys and values ``[H_kv, n, D]``."""
         start = 0
         while start < k.shape[1]:
+            whole = self._whole(k.shape[1] - start)
+            if whole:
+                self._fold(k[:, start : start + whole], v[:, start : start + whole])
+                start += whole
+                continue
             n = min(self._chunk - self._n_waiting, k.shape[1] - start)
             at = slice(self._n_waiting, self._n_waiting + n)
             self._waiting[0, :, at] = k[:, start : start + n]
@@ -97,7 +102,8 @@ class CompressiveMemory:
             self._n_waiting += n
             start += n
             if self._n_waiting == self._chunk:
-                self._update()
+                self._fold(*self._waiting)
+                self._n_waiting = 0
 
     def mix(self, out: Tensor, q: Tensor, lse: Tensor | None) -> Tensor:
         """Join what the memory holds for queries with what they attended to exactly.
@@ -112,15 +118,10 @@ class CompressiveMemory:
         """
         if self.empty:
             return out
-        held, mass = retrieve(self._features(q), self.state, self.config.rule)  # [H, T, D], [H, T]
-        mass = mass.clamp(min=EPS)
-        if self._offset is None:
-            share = self._gate.expand_as(mass)
-        else:
-            assert lse is not None
-            share = torch.sigmoid(self._offset + mass.log() - lse)
-        value = held / mass[..., None]
-        return torch.lerp(out.float(), value, share[..., None]).to(out.dtype)
+        by_lse = self.config.mix == "lse"
+        assert lse is not None or not by_lse
+        near = lse if by_lse else None
+        return mix(out, q, near, self.state, self._features, self.config.rule, self._gate)
 
     def mark(self) -> CompressiveMark:
         """The present state, to go back to."""
@@ -137,7 +138,13 @@ class CompressiveMemory:
         self.state.clear()
         self._n_waiting = 0
 
-    def _update(self) -> None:
-        k, v = self._waiting
-        update(self.state, self._features(k), v, self.config.rule, self._decay)
-        self._n_waiting = 0
+    def _whole(self, n: int) -> int:
+        """How many of the next n tokens are folded where they lie: whole chunks, by one launch. A
+        product of torch may differ by a last bit with how its factors lie, so there they wait first."""
+        waits = self._n_waiting > 0 or isinstance(self._features, Learned)
+        return 0 if waits or not self.spec.kernels else n // self._chunk * self._chunk
+
+    def _fold(self, k: Tensor, v: Tensor) -> None:
+        """Whole chunks ``[H_kv, n, D]``."""
+        rule, chunk = self.config.rule, self._chunk
+        fold(k, v, self.state, self._features, chunk=chunk, rule=rule, decay=self._decay)

@@ -39,11 +39,12 @@ class ForwardPass:
         self._others = [
             (i, slice(*starts[i : i + 2])) for i in range(len(parts)) if i not in single
         ]
-        self._columns = [starts[i] for i in single]
+        self._columns = torch.tensor([starts[i] for i in single])
+        self._scratch = scratch = scratch or Scratch()
         alone = len(parts) == 1
         self._steps = Steps(
             [parts[i] for i in single],
-            scratch or Scratch(),
+            scratch,
             None if alone else lambda s, error: self.failed.update({single[s]: error}),
         )
 
@@ -70,8 +71,8 @@ class ForwardPass:
         for i, part in self._others:
             tokens = [x[part].transpose(0, 1) for x in by_token]
             result[part] = self._read(i, layer, tokens, call)
-        if self._columns:
-            at = self._columns
+        if len(self._columns):
+            at = self._scratch.upload("columns", self._columns, q.device)
             result[at] = self._steps.attend(layer, q[at], k[at], v[at], call)
         return result.unsqueeze(0)
 

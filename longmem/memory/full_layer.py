@@ -170,11 +170,12 @@ class FullLayer(BlockLayer):
 
     def _look_up(self, q_far: Tensor, i: int, reading: Reading) -> Chosen:
         """The blocks of the span's far queries ``[H, T, D]``."""
-        chosen, scores = self.lookup.choose(i, q_far)
-        if reading.trace:
-            blocks = sorted(set().union(*chosen))
-            shares = self.lookup.shares(scores)[torch.tensor(blocks) - self.first]
-            reading.choices.append(Choice(self.spec.index, tuple(blocks), tuple(shares.tolist())))
+        if not reading.trace:
+            return self.lookup.choose(i, q_far)[0]
+        chosen, all_shares = self.lookup.choose_and_share(i, q_far)
+        blocks = sorted(set().union(*chosen))
+        shares = all_shares[torch.tensor(blocks) - self.first]
+        reading.choices.append(Choice(self.spec.index, tuple(blocks), tuple(shares.tolist())))
         return chosen
 
     def _place(self, chosen: Chosen) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from longmem.memory.arena import arena
+from longmem.memory.transfers import transfers_of
+
 _MANY_TOKENS = 64
 """Passes of so many tokens go to the host as they are; the tokens of shorter ones gather first, because
 one alone is not worth a transfer."""
@@ -37,7 +40,8 @@ class Journal:
 
     def export(self) -> list[Tensor]:
         """Per layer ``[T, 2, H_kv, D]``, copies."""
-        return [layer.export() for layer in self._layers]
+        sent = [layer.send() for layer in self._layers]  # all, before the first is waited for
+        return [layer.export(parts) for layer, parts in zip(self._layers, sent, strict=True)]
 
     def clear(self, n_tokens: int) -> None:
         """Everything up to position `n_tokens` is committed."""
@@ -54,9 +58,10 @@ class _LayerJournal:
         self._parts: list[Tensor] = []
         self._buffer: Tensor | None = None  # [2, H_kv, 2 * _MANY_TOKENS, D]
         self._gathered = 0
+        self._device = torch.device("cpu")
 
     def write(self, k: Tensor, v: Tensor) -> None:
-        tokens = k.shape[1]
+        tokens, self._device = k.shape[1], k.device
         if tokens >= _MANY_TOKENS:
             self._empty_buffer()
             self._parts.append(torch.stack((k, v)))
@@ -72,7 +77,7 @@ class _LayerJournal:
 
     def settle(self, tokens: int) -> None:
         if tokens >= _MANY_TOKENS:
-            self._parts[-1] = self._parts[-1].cpu()
+            self._parts[-1] = _to_host(self._parts[-1])
         elif self._gathered >= _MANY_TOKENS:
             self._empty_buffer()
 
@@ -85,12 +90,32 @@ class _LayerJournal:
             tokens -= part.shape[2]
         self._gathered = min(self._gathered, max(tokens, 0))
 
-    def export(self) -> Tensor:
-        gathered = [] if self._buffer is None else [self._buffer[:, :, : self._gathered]]
-        parts = [part.cpu() for part in (*self._parts, *gathered)]
+    def send(self) -> list[Tensor]:
+        """All parts on the host, perhaps still under way."""
+        if self._buffer is None or (self._parts and not self._gathered):
+            return self._parts
+        return [*self._parts, self._copied(self._buffer)]
+
+    def export(self, parts: list[Tensor]) -> Tensor:
+        """What `send` gave, as one tensor."""
+        transfers_of(self._device).await_on_host(parts)
         return torch.cat(parts, dim=2).permute(2, 0, 1, 3).contiguous()
 
     def _empty_buffer(self) -> None:
         if self._buffer is not None and self._gathered:
-            self._parts.append(self._buffer[:, :, : self._gathered].to("cpu", copy=True))
+            self._parts.append(self._copied(self._buffer))
         self._gathered = 0
+
+    def _copied(self, buffer: Tensor) -> Tensor:
+        """What gathered: a copy, because the buffer is written again before it has left the device."""
+        held = buffer[:, :, : self._gathered]
+        return _to_host(held.clone(memory_format=torch.contiguous_format))
+
+
+def _to_host(part: Tensor) -> Tensor:
+    """A contiguous tensor in pinned host memory, perhaps still under way; itself if it lies on the host."""
+    if part.device.type == "cpu":
+        return part
+    room = arena(True).take(part.nbytes).view(part.dtype).view(part.shape)
+    transfers_of(part.device).send([(room, part)])
+    return room

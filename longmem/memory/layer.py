@@ -87,7 +87,7 @@ class LayerMemory(ABC):
         self.far_angles: Angles | None = None
         """Of position n_local; None where the layer does not rotate."""
         if spec.rotary is not None:
-            at = torch.tensor([n_local], device=spec.rotary.inv_freq.device)
+            at = torch.full((1,), n_local, device=spec.rotary.inv_freq.device)
             self.far_angles = spec.rotary.angles(at, spec.dtype)
 
     def read(

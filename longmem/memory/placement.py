@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from longmem.config import MemoryConfig
+from longmem.memory.block_at import Block, BlockAt, gathered
 from longmem.memory.blocks import BlockTable
 from longmem.memory.budget import TierBudget
 from longmem.memory.coded_blocks import CodedBlocks, Coding
@@ -17,8 +18,10 @@ from longmem.memory.fetching import Ahead
 from longmem.memory.raw_blocks import RawBlocks
 from longmem.memory.role import LayerRole
 from longmem.memory.slab import DeviceSlab
+from longmem.memory.slots import Slots
 from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
+from longmem.memory.transfers import transfers_of
 
 _LOOKUPS_AHEAD = 4
 """Look-ups whose blocks may be under way from the store at once."""
@@ -68,15 +71,23 @@ class BlockTier:
         coding: Coding | None = None,
     ) -> None:
         role = LayerRole.of(spec, config)
+        self._spec = spec
         self._attended = role.attends
         self._budget = budget
         self._host: RawBlocks | CodedBlocks = RawBlocks(spec, table)
         if coding is not None and role.reached:
             self._host = CodedBlocks(spec, table, coding)
         blocks = config.topk + config.contiguity
-        self._slab = None
+        blocks = config.topk + config.contiguity
+        self._slab: DeviceSlab | None = None
+        self._slots: Slots | None = None
+        self._transfers = transfers_of(spec.device)
+        self._gathers = spec.kernels
         if role.attends and not role.takes_all:
-            self._slab = DeviceSlab(spec, config.block_size, _HALF_LIFE * blocks)
+            slot = self._host.nbytes(config.block_size) if self._gathers else None
+            self._slab = DeviceSlab(spec, config.block_size, _HALF_LIFE * blocks, slot)
+            if self._gathers:
+                self._slots = Slots(self._slab, self._host.payload, self._transfers)
         self._ahead: Ahead[Any] = Ahead(_LOOKUPS_AHEAD * blocks)
         self._source: BlockSource | None = None
         self._durable = self._forgotten = 0
@@ -103,38 +114,59 @@ class BlockTier:
         """Read blocks that are not in host memory from `source`."""
         self._source = source
 
-    def put(self, block: int, kv: Tensor) -> None:
-        """A block closed: its raw keys and values ``[2, H_kv, n, D]``."""
-        changed = self._host.put(block, kv)
-        if self._slab is not None and self._budget.device:
-            for each in changed:
-                self._slab.put(each, self._host.known(each), self._budget.device)
+    def put_many(self, first: int, blocks: Sequence[Tensor]) -> None:
+        """Blocks closed: `first` and those behind it, each raw ``[2, H_kv, n, D]``, contiguous."""
+        before = self._host.settled
+        made = self._host.put_many(first, blocks)
+        if self._slab is None or not self._budget.device:
+            return
+        if self._slots is not None:
+            self._slots.fill(made, self._budget.device)
+            return
+        fresh = dict(enumerate(blocks, first))  # as they are served, but for those just encoded
+        encoded = self._host.settled if self._host.payload != "raw" else 0
+        for each in sorted({*range(before, self._host.settled), *fresh}):
+            kv = self._host.known(each) if each < encoded else fresh[each]
+            self._hold_in_slot(each, kv)
 
-    def get_many(self, blocks: Sequence[int]) -> list[Tensor]:
-        """Each block's ``[2, H_kv, n, D]``, on the device or the host.
+    def get_many(self, blocks: Sequence[int]) -> Sequence[Block]:
+        """Each block's ``[2, H_kv, n, D]``, on the device or the host, or where kernels find it.
 
-        To be copied before the next call: what is in a slot may be written over then.
+        To be used before the next call: what is in a slot may be written over then.
 
         Raises:
             CorruptDataError: a file of the store is missing or altered, and other errors of reading.
         """
+        return self._located(blocks) if self._gathers else self.values(blocks)
+
+    def values(self, blocks: Sequence[int]) -> list[Tensor]:
+        """Each block's ``[2, H_kv, n, D]``, to be used and failing as that of `get_many`."""
+        if self._gathers:
+            return [gathered(at, self._spec) for at in self._located(blocks)]
         found = {block: kv for block in blocks if (kv := self._held(block)) is not None}
         missing = [block for block in blocks if block not in found]
         if missing:
-            found |= self._fetched(missing)
+            self._fetch(missing)
+            found |= {block: self._host.known(block) for block in missing}
         if self._slab is not None and self._budget.device:
             for block in blocks:
                 if block not in self._slab:
-                    self._slab.put(block, found[block], self._budget.device, keep=blocks)
+                    self._hold_in_slot(block, found[block], keep=blocks)
         self._shrink()
         return [found[block] for block in blocks]
 
     def prefetch(self, blocks: Sequence[int]) -> None:
-        """Begin to read those of these blocks that lie in the store alone."""
-        if self._source is None:
-            return
-        reader = partial(self._host.reader, self._source)
-        self._ahead.start([b for b in blocks if b < self._durable and not self._near(b)], reader)
+        """These blocks will soon be asked for: begin to read those of them that lie in the store alone,
+        and, where kernels gather them, to copy those in host memory into slots."""
+        if self._source is not None:
+            reader = partial(self._host.reader, self._source)
+            self._ahead.start(
+                [b for b in blocks if b < self._durable and not self._near(b)], reader
+            )
+        if self._slots is not None and self._slab is not None and self._budget.device:
+            found = {b: self._host.at(b) for b in blocks if b not in self._slab}
+            there = {b: at for b, at in found.items() if at is not None}
+            self._slots.bring(there, self._budget.device, keep=blocks)
 
     def touch(self, blocks: Sequence[int]) -> None:
         """These blocks were looked up again, and needed no copy: keep them as if just used."""
@@ -183,6 +215,20 @@ class BlockTier:
         self._host.restore(closed, source, rows)
         self._durable = closed
 
+    def _located(self, blocks: Sequence[int]) -> list[BlockAt]:
+        """Where each block lies, in a slot if there is one for it."""
+        found = {block: at for block in blocks if (at := self._held_at(block)) is not None}
+        missing = [block for block in blocks if block not in found]
+        if missing:
+            self._fetch(missing)
+            found |= {b: at for b in missing if (at := self._host.at(b)) is not None}
+        if self._slots is not None and self._slab is not None and self._budget.device:
+            outside = {block: found[block] for block in blocks if block not in self._slab}
+            found |= self._slots.bring(outside, self._budget.device, keep=blocks)
+        self._transfers.await_on_device([at.memory for at in found.values()])
+        self._shrink()
+        return [found[block] for block in blocks]
+
     def _held(self, block: int) -> Tensor | None:
         """The block from a slot or host memory."""
         kv = None if self._slab is None else self._slab.get(block)
@@ -194,8 +240,24 @@ class BlockTier:
         self.counts.host += kv is not None
         return kv
 
-    def _fetched(self, blocks: Sequence[int]) -> dict[int, Tensor]:
-        """Blocks from the store: those that are on their way, and all others in one read."""
+    def _held_at(self, block: int) -> BlockAt | None:
+        """Where the block lies, in a slot or host memory."""
+        at = None if self._slots is None else self._slots.at(block)
+        if at is not None:
+            self.counts.device += 1
+            return at
+        self.counts.no_slot += self._budget.device > 0
+        at = self._host.at(block)
+        self.counts.host += at is not None
+        return at
+
+    def _hold_in_slot(self, block: int, kv: Tensor, keep: Sequence[int] = ()) -> None:
+        assert self._slab is not None
+        self._slab.put(block, kv, self._budget.device, keep)
+        self._transfers.keep([kv])
+
+    def _fetch(self, blocks: Sequence[int]) -> None:
+        """Blocks from the store into host memory: those on their way, and all others in one read."""
         if self._source is None:
             raise RuntimeError(f"blocks {blocks} are neither held nor stored")
         read = {b: entry for b in blocks if (entry := self._ahead.take(b)) is not None}
@@ -205,7 +267,8 @@ class BlockTier:
             read |= zip(rest, self._host.reader(self._source, rest)(), strict=True)
         self.counts.disk += len(blocks)
         self.counts.bytes_read += sum(entry.nbytes for entry in read.values())
-        return {block: self._host.admit(block, read[block]) for block in blocks}
+        for block in blocks:
+            self._host.admit(block, read[block])
 
     def _shrink(self) -> None:
         if not self._attended:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
+from longmem.memory.block_at import BlockAt
 from longmem.memory.blocks import BlockTable
 from longmem.memory.fetching import Read
 from longmem.memory.host_cache import HostCache
+from longmem.memory.host_memory import HostMemory
 from longmem.memory.source import BlockSource
 from longmem.memory.spec import LayerSpec
+from longmem.ops.block_gather import Payloads
 
 
 class RawBlocks:
@@ -26,32 +28,55 @@ class RawBlocks:
     def __init__(self, spec: LayerSpec, table: BlockTable) -> None:
         self._spec = spec
         self._table = table
+        self._memory = HostMemory(spec)
         self._cache: HostCache[Tensor] = HostCache()
         self.settled = 0
         """Blocks whose values are final."""
+
+    payload: Payloads = "raw"
+    """How settled blocks are written."""
+
+    def nbytes(self, tokens: int) -> int:
+        """Bytes of a settled block."""
+        return tokens * self._spec.bytes_per_token
 
     @property
     def bytes(self) -> int:
         """Bytes in host memory."""
         return self._cache.bytes
 
-    def put(self, block: int, kv: Tensor) -> list[int]:
-        """A block closed: ``[2, H_kv, n, D]``; gives the blocks whose values are others now."""
-        self._cache.add_new(block, in_host_memory(kv))
-        self.settled = block + 1
-        return [block]
+    def put_many(self, first: int, blocks: Sequence[Tensor]) -> dict[int, BlockAt]:
+        """Blocks closed, `first` and those behind it.
+
+        Args:
+            first: the number of the first.
+            blocks: each ``[2, H_kv, n, D]``, contiguous, on the layer's device.
+
+        Returns:
+            The payloads, on the device, of the blocks whose values are others now.
+        """
+        for i, kv in enumerate(self._memory.send(blocks)):
+            self._cache.add_new(first + i, kv)
+        self.settled = first + len(blocks)
+        return {first + i: BlockAt(kv, kv.shape[2]) for i, kv in enumerate(blocks)}
 
     def holds(self, block: int) -> bool:
         """Whether `get` would find the block."""
         return block in self._cache
 
     def get(self, block: int) -> Tensor | None:
-        """The block's ``[2, H_kv, n, D]``, if it is in host memory."""
-        return self._cache.get(block)
+        """The block's ``[2, H_kv, n, D]`` for the layer's device, if it is in host memory."""
+        kv = self._cache.get(block)
+        return None if kv is None else self._memory.on_device(kv)
+
+    def at(self, block: int) -> BlockAt | None:
+        """Where the block lies in host memory, if it does; it may still be under way there."""
+        kv = self._cache.get(block)
+        return None if kv is None else BlockAt(kv, kv.shape[2])
 
     def known(self, block: int) -> Tensor:
         """`get` of a block that must be in host memory."""
-        kv = self._cache.get(block)
+        kv = self.get(block)
         assert kv is not None, f"block {block} is not in host memory"
         return kv
 
@@ -65,12 +90,12 @@ class RawBlocks:
 
     def reader(self, source: BlockSource, blocks: Sequence[int]) -> Read[Tensor]:
         """What reads committed blocks from the store, for `admit`."""
-        return partial(_read, source, self._spec, [self._table.span(block) for block in blocks])
+        spans = [self._table.span(block) for block in blocks]
+        return partial(_read, source, self._spec.index, spans, self._memory)
 
-    def admit(self, block: int, kv: Tensor) -> Tensor:
-        """Hold what was read of a block; gives its ``[2, H_kv, n, D]``."""
+    def admit(self, block: int, kv: Tensor) -> None:
+        """Hold what was read of a block."""
         self._cache.add_read(block, kv)
-        return kv
 
     def shrink(self, max_bytes: int) -> None:
         """Let committed blocks go until `max_bytes` are held."""
@@ -99,17 +124,14 @@ class RawBlocks:
         self.commit(closed)
 
 
-def in_host_memory(kv: Tensor) -> Tensor:
-    """`kv` on the host; pinned when it comes from a GPU, which it will go back to."""
-    return kv.to("cpu").pin_memory() if kv.is_cuda else kv
+def rows_as_block(rows: Tensor, memory: HostMemory) -> Tensor:
+    """``[2, H_kv, n, D]`` of stored rows ``[n, 2, H_kv, D]``, as blocks lie in host memory."""
+    return memory.hold(
+        rows.permute(1, 2, 0, 3)
+    )  # rows may be a view of all that was read with them
 
 
-def rows_as_block(rows: Tensor, spec: LayerSpec) -> Tensor:
-    """``[2, H_kv, n, D]`` of stored rows ``[n, 2, H_kv, D]``; pinned for a layer on a GPU."""
-    # a copy in any case: rows may be a view of all that was read with them
-    kv = rows.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)
-    return kv.pin_memory() if spec.device.type == "cuda" else kv
-
-
-def _read(source: BlockSource, spec: LayerSpec, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
-    return [rows_as_block(rows, spec) for rows in source.read_spans(spec.index, spans)]
+def _read(
+    source: BlockSource, layer: int, spans: Sequence[tuple[int, int]], memory: HostMemory
+) -> list[Tensor]:
+    return [rows_as_block(rows, memory) for rows in source.read_spans(layer, spans)]

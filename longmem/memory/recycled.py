@@ -153,7 +153,8 @@ class RecycledSet:
         self._cross(local, j - self._n_local)
         at = self._hi
         self._k[:, at], self._v[:, at] = local.rot[:, j], local.v[:, j]
-        self._far[:, at], self._at[:, at] = False, j
+        self._far[:, at].zero_()
+        self._at[:, at].fill_(j)
         self._hi += 1
 
     def _cross(self, local: LocalBuffer, j: int) -> None:
@@ -190,11 +191,16 @@ class RecycledSet:
             self._at[:, :n].masked_fill_(scores.gather(1, index).isneginf(), _EMPTY)
 
     def _take(self, index: Tensor, k: Tensor, v: Tensor) -> None:
-        """Fill the places whose `index` ``[H_kv, n]`` is a row of keys and values ``[H_kv, N, D]``."""
-        head, place = ((index >= 0) & (index < k.shape[1])).nonzero(as_tuple=True)
-        row = index[head, place]
-        self._k[head, place] = k[head, row]
-        self._v[head, place] = v[head, row]
+        """Fill the places whose `index` ``[H_kv, n]`` is a row of keys and values ``[H_kv, N, D]``. All
+        places are read and written, so that nobody has to know how many those are."""
+        n, rows = index.shape[1], k.shape[1]
+        if not rows:
+            return
+        filled = ((index >= 0) & (index < rows))[..., None]
+        row = index.clamp(0, rows - 1)
+        head = torch.arange(len(index), device=index.device)[:, None]
+        for held, source in ((self._k[:, :n], k), (self._v[:, :n], v)):
+            torch.where(filled, source[head, row], held, out=held)
 
     def _scores(self, last: _Refresh) -> Tensor:
         """``[H_kv, F + L]``; places that hold no token are below all others."""

@@ -16,7 +16,7 @@ from longmem.memory.building import build_layers, groups_of
 from longmem.memory.full_layer import FullLayer
 from longmem.memory.gates import Gates
 from longmem.memory.journal import Journal
-from longmem.memory.layer import LayerMark
+from longmem.memory.layer import LayerMark, LayerMemory
 from longmem.memory.reading import AttentionCall, Decide, Reading, ReadSpan
 from longmem.memory.restoring import restore_layers
 from longmem.memory.source import BlockSource
@@ -75,14 +75,24 @@ class SessionMemory:
         """What the model expected, where that decides on boundaries."""
         self._groups = groups_of(config, self.table)
         self._budget = TierBudget(config, specs)
-        self.layers = build_layers(specs, config, self.table, gates, self._budget, self._groups)
+        self._layers = build_layers(specs, config, self.table, gates, self._budget, self._groups)
         self._journal = Journal(len(specs)) if journal else None
         self._exported_edges = 1
+        self.version = 0
+        """Grows whenever layers may hold other tokens, or hold them elsewhere; not with `uncounted`."""
+        self.uncounted = 0
+        """The newest tokens that lie in the layers' buffers (see `stepped`), but are not counted there."""
+
+    @property
+    def layers(self) -> list[LayerMemory]:
+        """All layers, every token counted."""
+        self._count()
+        return self._layers
 
     @property
     def full_layers(self) -> list[FullLayer]:
-        """The layers that keep blocks."""
-        return [layer for layer in self.layers if isinstance(layer, FullLayer)]
+        """The layers that keep blocks; tokens may be `uncounted` there."""
+        return [layer for layer in self._layers if isinstance(layer, FullLayer)]
 
     @property
     def n_blocks(self) -> int:
@@ -92,17 +102,17 @@ class SessionMemory:
     @property
     def window_tokens(self) -> int:
         """Tokens in the local window and pending."""
-        return max((len(layer.local) for layer in self.layers), default=0)
+        return max((len(layer.local) for layer in self._layers), default=0) + self.uncounted
 
     @property
     def bytes_device(self) -> int:
         """Bytes of buffers on the model's device: window, working sets, block slots, representatives,
         M and z."""
         full = self.full_layers
-        held = (layer.compressive for layer in self.layers)
+        held = (layer.compressive for layer in self._layers)
         recycled = (layer.recycled for layer in full)
         return (
-            sum(layer.local.bytes for layer in self.layers)
+            sum(layer.local.bytes for layer in self._layers)
             + sum(layer.working_set.bytes + layer.tier.slab_bytes for layer in full)
             + self.bytes_index
             + sum(memory.bytes for memory in held if memory)
@@ -120,6 +130,8 @@ class SessionMemory:
         turn_starts: Sequence[int] = (),
         trace: bool = False,
         decide: Decide | None = None,
+        *,
+        beside: bool = False,
     ) -> Reading:
         """Plan to read the tokens of `spans` next.
 
@@ -128,7 +140,11 @@ class SessionMemory:
             turn_starts: offsets of those tokens that start a turn.
             trace: record what look-ups choose.
             decide: which layers look up; see `Reading`.
+            beside: a recycled step that passes the layers by; `stepped` follows instead of `advance`.
         """
+        if not beside:
+            self._count()
+            self.version += 1
         starts = [self.n_tokens + offset for offset in turn_starts]
         reading = Reading(self.n_tokens, spans, trace, decide, starts)
         for position in starts:
@@ -154,6 +170,12 @@ class SessionMemory:
         if self._journal is not None:
             self._journal.settle(reading.tokens)
 
+    def stepped(self) -> None:
+        """A recycled step is through that put its token straight into the layers' buffers. They, and the
+        journal, are told when somebody looks: much later, of many tokens at once."""
+        self.n_tokens += 1
+        self.uncounted += 1
+
     def see(self, reading: Reading, ids: Tensor, logits: Tensor) -> None:
         """What the model expected in the pass just through, where boundaries depend on it.
 
@@ -173,6 +195,8 @@ class SessionMemory:
 
     def rewind(self, mark: Mark) -> None:
         """Forget everything read after `mark`, bit for bit, also after a pass that failed."""
+        self.uncounted = 0  # they came after all marks
+        self.version += 1
         for layer, layer_mark in zip(self.layers, mark.layers, strict=True):
             layer.rewind(layer_mark)
         self.table.truncate(mark.n_edges)
@@ -196,14 +220,14 @@ class SessionMemory:
         Everything is a copy: what is read afterwards does not change it.
         """
         assert self._journal is not None, "memory was built without a journal"
-        full = self.full_layers
+        layers, full = self.layers, self.full_layers
         edges = self.table.edges
         blocks = {"edges": torch.tensor(edges[self._exported_edges :], dtype=torch.int64)}
         state = {
             "closed": torch.tensor([layer.closed for layer in full], dtype=torch.int64),
             "n_init": torch.tensor([self.table.n_init], dtype=torch.int64),
         }
-        for layer in self.layers:
+        for layer in layers:
             place = (layer.local.first, layer.local.place.offset, layer.local.place.capacity)
             state[f"place.{layer.spec.index}"] = torch.tensor(place, dtype=torch.int64)
         for layer in full:
@@ -242,6 +266,7 @@ class SessionMemory:
             source: where committed rows are read.
             lazy: how many rows there are of the missing ones.
         """
+        self.version += 1
         self.n_tokens = n_tokens
         self.table.edges[1:] = blocks["edges"].tolist()
         if self.text is not None:
@@ -249,6 +274,18 @@ class SessionMemory:
         rows = {name: len(tensor) for name, tensor in blocks.items()} | dict(lazy or {})
         restore_layers(self.layers, n_tokens, blocks, state, source, rows)
         self.exported()
+
+    def _count(self) -> None:
+        """Let layers and journal know of the tokens that steps put into the buffers."""
+        n, self.uncounted = self.uncounted, 0
+        if not n:
+            return
+        self.version += 1
+        for i, layer in enumerate(self._layers):
+            layer.local.grown(n)
+            self.note(i, layer.local.raw[:, -n:], layer.local.v[:, -n:])
+        if self._journal is not None:
+            self._journal.settle(n)
 
     def _similar_keys(self, start: int, stop: int) -> Tensor:
         """Raw keys ``[stop - start, H_kv * D]`` of the first layer that looks up, or of the first."""

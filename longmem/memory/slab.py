@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from heapq import heappop, heappush
 from math import log2
 
 import torch
@@ -10,12 +11,16 @@ from torch import Tensor
 
 from longmem.memory.spec import LayerSpec
 
+_ALIGNED = 16  # bytes a kernel reads at once
 _CHUNK_SLOTS = 32
 """Slots are allocated so many at once, so that a short session does not take the whole budget."""
 
 
 class DeviceSlab:
-    """Copies of one layer's blocks in slots ``[2, H_kv, block_size, D]``.
+    """Copies of one layer's blocks in slots.
+
+    A slot holds keys and values ``[2, H_kv, n, D]`` in one piece, or whatever bytes a block has where
+    kernels decode it.
 
     The block goes whose uses weigh least, a use that lies h others back 2^(-h / half_life). By recency
     alone every block that closes would push a looked-up one out: on the look-ups of a conversation of
@@ -26,18 +31,22 @@ class DeviceSlab:
         spec: the layer.
         block_size: most tokens in a block.
         half_life: uses after which one counts half.
+        slot_bytes: of one slot; default room for a block's keys and values.
     """
 
-    def __init__(self, spec: LayerSpec, block_size: int, half_life: int) -> None:
+    def __init__(
+        self, spec: LayerSpec, block_size: int, half_life: int, slot_bytes: int | None = None
+    ) -> None:
         self._spec = spec
-        self._block_size = block_size
-        self.slot_bytes = block_size * spec.bytes_per_token
-        self._chunks: list[Tensor] = []  # each [C, 2, H_kv, block_size, D]
+        wanted = slot_bytes or block_size * spec.bytes_per_token
+        self.slot_bytes = -(-wanted // _ALIGNED) * _ALIGNED
+        self._chunks: list[Tensor] = []  # each [C, slot_bytes] uint8
         self._free: list[tuple[int, int]] = []  # (chunk, place in it)
         self._held: dict[int, tuple[tuple[int, int], int]] = {}  # slot and tokens
         self._step = 1 / half_life
         self._now = 0.0  # uses so far, in half-lives
         self._rank: dict[int, float] = {}  # log2 of a block's weight, plus the time it is taken at
+        self._order: list[tuple[float, int]] = []  # a heap of ranks, also of such as no longer hold
 
     @property
     def bytes(self) -> int:
@@ -52,8 +61,15 @@ class DeviceSlab:
         if block not in self._held:
             return None
         self._use(block)
-        (chunk, place), n = self._held[block]
-        return self._chunks[chunk][place, :, :, :n]
+        return self._rows(block)
+
+    def memory(self, block: int) -> tuple[Tensor, int] | None:
+        """``[slot_bytes]`` uint8 of a block and its tokens, valid until the next `put` or `reserve`;
+        None if it is not held."""
+        if block not in self._held:
+            return None
+        self._use(block)
+        return self._slot(block), self._held[block][1]
 
     def touch(self, block: int) -> None:
         """A block that may be held was used."""
@@ -61,11 +77,18 @@ class DeviceSlab:
             self._use(block)
 
     def put(self, block: int, kv: Tensor, max_bytes: int, keep: Collection[int] = ()) -> None:
-        """Hold ``[2, H_kv, n, D]``, if there is a slot for it.
+        """Hold raw or decoded ``[2, H_kv, n, D]``, if there is a slot for it; see `reserve`."""
+        if self.reserve(block, kv.shape[2], max_bytes, keep) is not None:
+            self._rows(block).copy_(kv, non_blocking=True)
+
+    def reserve(
+        self, block: int, tokens: int, max_bytes: int, keep: Collection[int] = ()
+    ) -> Tensor | None:
+        """A slot for a block, ``[slot_bytes]`` uint8 to be written, if there is one.
 
         Args:
             block: its number; what was held of it is replaced.
-            kv: raw or decoded keys and values.
+            tokens: how many it has.
             max_bytes: most bytes the slots may take from now on.
             keep: blocks that must not be written over.
         """
@@ -73,11 +96,10 @@ class DeviceSlab:
         self._resize(max_bytes // self.slot_bytes)
         slot = self._free.pop() if self._free else self._taken_from_another(keep)
         if slot is None:
-            return
-        n = kv.shape[2]
-        self._chunks[slot[0]][slot[1], :, :, :n].copy_(kv, non_blocking=True)
-        self._held[block] = slot, n
+            return None
+        self._held[block] = slot, tokens
         self._use(block)
+        return self._slot(block)
 
     def discard(self, blocks: Collection[int]) -> None:
         """Forget these blocks."""
@@ -89,9 +111,29 @@ class DeviceSlab:
         """Forget the blocks from `n_blocks` on."""
         self.discard([b for b in self._held if b >= n_blocks])
 
+    def _slot(self, block: int) -> Tensor:
+        chunk, place = self._held[block][0]
+        return self._chunks[chunk][place]
+
+    def _rows(self, block: int) -> Tensor:
+        """A slot as keys and values ``[2, H_kv, n, D]``."""
+        spec, n = self._spec, self._held[block][1]
+        rows = self._slot(block)[: n * spec.bytes_per_token].view(spec.dtype)
+        return rows.view(2, spec.kv_heads, n, spec.dim)
+
     def _taken_from_another(self, keep: Collection[int]) -> tuple[int, int] | None:
-        others = [block for block in self._held if block not in keep]
-        return self._leave(min(others, key=self._rank.__getitem__)) if others else None
+        spared, found = [], None
+        while self._order and found is None:
+            rank, block = heappop(self._order)
+            if self._rank.get(block) != rank:  # used since, or gone
+                continue
+            if block in keep:
+                spared.append((rank, block))
+            else:
+                found = block
+        for entry in spared:
+            heappush(self._order, entry)
+        return None if found is None else self._leave(found)
 
     def _use(self, block: int) -> None:
         """All weights fall alike, so that blocks keep their order until they are used: it is told by
@@ -99,6 +141,9 @@ class DeviceSlab:
         self._now += self._step
         before = 2 ** (self._rank[block] - self._now) if block in self._rank else 0.0
         self._rank[block] = self._now + log2(1 + before)
+        heappush(self._order, (self._rank[block], block))
+        if len(self._order) > 4 * len(self._rank) + _CHUNK_SLOTS:
+            self._order = sorted((rank, each) for each, rank in self._rank.items())
 
     def _leave(self, block: int) -> tuple[int, int]:
         """Forget a block; gives its slot."""
@@ -114,7 +159,7 @@ class DeviceSlab:
             self.discard([b for b, (slot, _) in self._held.items() if slot[0] >= last])
             self._free = [slot for slot in self._free if slot[0] < last]
         if not self._free and have < most:
-            n, spec = min(_CHUNK_SLOTS, most - have), self._spec
-            shape = (n, 2, spec.kv_heads, self._block_size, spec.dim)
-            self._chunks.append(torch.empty(shape, dtype=spec.dtype, device=spec.device))
+            n = min(_CHUNK_SLOTS, most - have)
+            shape = (n, self.slot_bytes)
+            self._chunks.append(torch.empty(shape, dtype=torch.uint8, device=self._spec.device))
             self._free = [(len(self._chunks) - 1, place) for place in reversed(range(n))]

@@ -72,6 +72,17 @@ class LocalBuffer:
         return BufferPlace(self._lo, self._v.shape[1])
 
     @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Where row 0 of raw keys, rotated keys, values and attention sums lies (0: none are kept). They
+        change when the buffer grows, in `reserve` or `load`."""
+        return self._addresses
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """The first of the rows that hold tokens, the first behind them, and how many there are."""
+        return self._lo, self._hi, self._v.shape[1]
+
+    @property
     def bytes(self) -> int:
         """Bytes allocated."""
         return self._keys.nbytes + self._v.nbytes + self._mass.nbytes
@@ -93,7 +104,7 @@ class LocalBuffer:
     def extend(self, k: Tensor, k_rot: Tensor, v: Tensor) -> None:
         """Add T tokens: raw keys, rotated keys and values ``[H_kv, T, D]``."""
         n = k.shape[1]
-        self._reserve(n)
+        self.reserve(n)
         self._raw.narrow(2, self._hi, n).copy_(k.mT)
         if self._rot is not self._raw:
             self._rot.narrow(2, self._hi, n).copy_(k_rot.mT)
@@ -110,13 +121,17 @@ class LocalBuffer:
                 rotate (P = 1).
             v: ``[H_kv, 1, D]`` its value.
         """
-        self._reserve(1)
+        self.reserve(1)
         at = self._hi
         self._keys.select(3, at).copy_(keys)
         self._v.narrow(1, at, 1).copy_(v)
         if self.keeps_mass:
             self._mass.select(1, at).zero_()
         self._hi += 1
+
+    def grown(self, n: int) -> None:
+        """The n rows behind the newest token hold tokens now: a kernel wrote them."""
+        self._hi += n
 
     def drop(self, n: int) -> None:
         """Forget the n oldest tokens."""
@@ -149,7 +164,7 @@ class LocalBuffer:
         if mass is not None and self.keeps_mass:
             self.mass.copy_(mass)
 
-    def _reserve(self, n: int) -> None:
+    def reserve(self, n: int) -> None:
         """Room for n more tokens: move to the front when at most half full, else double."""
         capacity = self._v.shape[1]
         if self._hi + n <= capacity:
@@ -175,6 +190,8 @@ class LocalBuffer:
         self._rot = self._raw if spec.rotary is None else self._keys[0]
         held = capacity if self.keeps_mass else 0
         self._mass = torch.zeros(spec.kv_heads, held, dtype=torch.float32, device=spec.device)
+        raw, rot, v = (x.data_ptr() for x in (self._raw, self._rot, self._v))
+        self._addresses = (raw, rot, v, self._mass.data_ptr() if held else 0)
 
 
 def _move(source: Tensor, target: Tensor, dim: int, start: int, n: int) -> None:

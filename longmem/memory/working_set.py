@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from longmem.memory.block_at import Block, gather_blocks, located, tokens_of
 from longmem.memory.spec import LayerSpec
+from longmem.memory.uploading import upload
 
 
 class WorkingSet:
@@ -15,7 +18,8 @@ class WorkingSet:
 
     Blocks lie in stream order without gaps, wherever a look-up before left them: results do not
     depend, by a last bit, on what was looked up earlier. A block that is chosen again is not copied
-    again, but moved where blocks before it came or went. Keys lie as in `LocalBuffer`.
+    again, but moved where blocks before it came or went. Where kernels serve, all chosen blocks are
+    gathered anew, in one launch: they lie on the device, most of them. Keys lie as in `LocalBuffer`.
 
     Args:
         spec: the layer.
@@ -34,6 +38,8 @@ class WorkingSet:
         """``[H_kv, F]`` bool: which of the F tokens a KV head does not have; None: it has all."""
         self.length: Tensor | None = None
         """``[H_kv]``: how many of the F tokens each KV head has; None: all of them."""
+        self.lengths: Sequence[int] | None = None
+        """The same on the host."""
         self.stands_for: Sequence[Sequence[int]] = ()
         """The blocks held, in stream order: one list for all KV heads, or one for each."""
         self._starts: dict[int, tuple[int, int]] = {}  # where blocks held for all heads lie
@@ -64,6 +70,11 @@ class WorkingSet:
         return self._k[:, :, : self._n_init].mT, self._v[:, : self._n_init]
 
     @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where row 0 of keys and values lies where kernels read them, and the rows there is room for."""
+        return self._k.data_ptr(), self._v.data_ptr(), self._v.shape[1]
+
+    @property
     def bytes(self) -> int:
         """Bytes allocated."""
         return self._k.nbytes + self._v.nbytes
@@ -83,7 +94,7 @@ class WorkingSet:
     def clear(self) -> None:
         """Hold no block."""
         self._n, self.length, self.unused, self.stands_for = self._n_init, None, None, ()
-        self._starts = {}
+        self._starts, self.lengths = {}, None
 
     def holds(self, ids: Sequence[int], settled: int) -> set[int]:
         """Those of the blocks that `set_blocks` does not need.
@@ -92,41 +103,46 @@ class WorkingSet:
             ids: the blocks that will be set.
             settled: blocks with final values now; blocks placed before they had theirs are not kept.
         """
-        if self._back is not None:  # a key there is turned by the rank of its block
+        if (
+            self._spec.kernels or self._back is not None
+        ):  # there a key is turned by its block's rank
             return set()
         changed = range(self._settled, settled)
         return {b for b in ids if b in self._starts and b not in changed}
 
     def set_blocks(
-        self, ids: Sequence[int], blocks: Sequence[Tensor | None], settled: int = 0
+        self, ids: Sequence[int], blocks: Sequence[Block | None], settled: int = 0
     ) -> None:
         """Hold exactly these blocks for all heads.
 
         Args:
             ids: their numbers, in stream order.
-            blocks: each ``[2, H_kv, n, D]`` raw; None where the block is held already (`holds`).
+            blocks: each raw ``[2, H_kv, n, D]``; None where the block is held already (`holds`).
             settled: blocks with final values.
         """
         held, self._starts, stop = self._starts, {}, self._n_init
         for b, kv in zip(ids, blocks, strict=True):
             start = stop
-            stop += held[b][1] - held[b][0] if kv is None else kv.shape[2]
+            stop += held[b][1] - held[b][0] if kv is None else tokens_of(kv)
             self._starts[b] = (start, stop)
         self._reserve(stop)
         kept = [b for b, kv in zip(ids, blocks, strict=True) if kv is None]
         self._move({b: (held[b][0], self._starts[b][0]) for b in kept})
-        for i, (b, kv) in enumerate(zip(ids, blocks, strict=True)):
-            if kv is not None:
-                self._place(slice(None), self._starts[b][0], kv, len(ids) - 1 - i)
-        self._n, self.length, self.unused = stop, None, None
+        ranked = enumerate(zip(ids, blocks, strict=True))
+        placed = [
+            (kv, self._starts[b][0], len(ids) - 1 - i) for i, (b, kv) in ranked if kv is not None
+        ]
+        self._write(placed)
+        self._n, self.length, self.lengths, self.unused = stop, None, None, None
         self.stands_for, self._settled = [ids], settled
 
-    def extend_blocks(self, ids: Sequence[int], blocks: Sequence[Tensor], settled: int = 0) -> None:
+    def extend_blocks(self, ids: Sequence[int], blocks: Sequence[Block], settled: int = 0) -> None:
         """Hold these newer blocks, too; arguments as `set_blocks`."""
-        self._reserve(self._n + sum(kv.shape[2] for kv in blocks))
         for b, kv in zip(ids, blocks, strict=True):
-            start, self._n = self._n, self._place(slice(None), self._n, kv, 0)
+            start, self._n = self._n, self._n + tokens_of(kv)
             self._starts[b] = (start, self._n)
+        self._reserve(self._n)
+        self._write([(kv, self._starts[b][0], 0) for b, kv in zip(ids, blocks, strict=True)])
         self.stands_for = [[*(self.stands_for[0] if self.stands_for else ()), *ids]]
         self._settled = settled
 
@@ -141,20 +157,38 @@ class WorkingSet:
                 del self._starts[b]
 
     def set_blocks_by_head(
-        self, ids: Sequence[Sequence[int]], blocks: Sequence[Sequence[Tensor]]
+        self, ids: Sequence[Sequence[int]], blocks: Sequence[Sequence[Block]]
     ) -> None:
-        """Hold other blocks for each KV head: each ``[2, H_kv, n, D]`` raw, in stream order."""
+        """Hold other blocks for each KV head: each raw ``[2, H_kv, n, D]``, in stream order."""
         self.clear()
-        self._reserve(self._n_init + max(sum(kv.shape[2] for kv in own) for own in blocks))
-        stops = []
-        for head, own in enumerate(blocks):
-            stop, at = self._n_init, slice(head, head + 1)
-            for i, kv in enumerate(own):
-                stop = self._place(at, stop, kv[:, at], len(own) - 1 - i)
-            stops.append(stop)
-        self._n, self.stands_for = max(stops), ids
-        self.length = torch.tensor(stops, device=self._spec.device)
+        stops, rows = [], []
+        for own in blocks:
+            ends = [*accumulate(map(tokens_of, own), initial=self._n_init)]
+            stops.append(ends[-1])
+            rows.append([(kv, ends[i], len(own) - 1 - i) for i, kv in enumerate(own)])
+        self._reserve(max(stops))
+        self._write(*rows)
+        self._n, self.stands_for, self.lengths = max(stops), ids, stops
+        self.length = upload(torch.tensor(stops), self._spec.device)
         self.unused = torch.arange(self._n, device=self._spec.device) >= self.length[:, None]
+
+    def _write(self, *rows: Sequence[tuple[Block, int, int]]) -> None:
+        """Write (block, row where it begins, rank) for all heads, or a sequence for each."""
+        rotary, turn = self._spec.rotary, None
+        if self._back is not None and rotary is not None:
+            turn = rotary, self._back
+        if self._spec.kernels:
+            at = [
+                [(located(kv, self._v.device), start, rank) for kv, start, rank in row]
+                for row in rows
+            ]
+            gather_blocks(at, self._k.mT, self._v, turn)
+            return
+        for head, row in enumerate(rows):
+            at_heads = slice(None) if len(rows) == 1 else slice(head, head + 1)
+            for kv, start, rank in row:
+                assert isinstance(kv, Tensor)
+                self._place(at_heads, start, kv[:, at_heads], rank)
 
     def _move(self, moves: dict[int, tuple[int, int]]) -> None:
         """Move blocks (from, to) that keep their order: to the left from the left on, then to the right
@@ -166,8 +200,8 @@ class WorkingSet:
             _shift(self._k, 2, old, new, n)
             _shift(self._v, 1, old, new, n)
 
-    def _place(self, heads: slice, start: int, kv: Tensor, rank: int) -> int:
-        """Write one block at `start`; gives where it ends."""
+    def _place(self, heads: slice, start: int, kv: Tensor, rank: int) -> None:
+        """Write one block at `start`."""
         stop = start + kv.shape[2]
         target = self._k[heads, :, start:stop].mT
         self._v[heads, start:stop] = kv[1]
@@ -177,7 +211,6 @@ class WorkingSet:
             cos, sin = self._back
             source = kv[0].to(target.device)
             self._spec.rotary.rotate(source, (cos[rank], sin[rank]), out=target)
-        return stop
 
     def _reserve(self, tokens: int) -> None:
         if tokens <= self._v.shape[1]:

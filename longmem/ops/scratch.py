@@ -43,3 +43,18 @@ class Scratch:
             self._memory[key] = memory
         view = self._views[key] = memory[:size].view(shape)
         return view
+
+    def upload(self, name: str, values: Tensor, device: torch.device) -> Tensor:
+        """Values of the host on a device, in a buffer as `take` gives it; nothing waits for the copy.
+
+        Args:
+            name: what it is for.
+            values: on the CPU; they may change after the call.
+            device: where they go.
+        """
+        target = self.take(name, tuple(values.shape), values.dtype, device)
+        if device.type == "cuda":
+            # Pinned memory is given out again only when the copies that read it are through.
+            pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            values = pinned.copy_(values)
+        return target.copy_(values, non_blocking=True)

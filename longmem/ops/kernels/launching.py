@@ -21,9 +21,8 @@ def launch(
         how: its pinned launch; `Launch.blocks` become keyword arguments.
         args, meta: the kernel's arguments.
     """
-    options = {"num_warps": how.num_warps, "num_stages": how.num_stages}
     if device.type != "cuda":
-        kernel[grid](*args, **meta, **how.blocks, **options)
+        kernel[grid](*args, **meta, **how.blocks)
         return
     with torch.cuda.device(device):
-        kernel[grid](*args, **meta, **how.blocks, **options)
+        kernel[grid](*args, **meta, **how.blocks, **how.options)

@@ -38,13 +38,14 @@ class Stepped(NamedTuple):
 
     Args:
         out: ``[S, H, D]``.
-        weights: ``[S, H_kv, G, N]`` float32; session s uses the first F + P + W of the N places.
+        weights: ``[S, H_kv, G, N]`` float32; session s uses the first F + P + W of the N places. None
+            where they were not wanted.
         mass: ``[S, H_kv, N]`` float32: weights, or logits, summed over the head group; None unless
             wanted. The logits include the token's own.
         lse: ``[S, H]`` float32, log of the softmax's denominator; None unless wanted.
     """
 
     out: Tensor
-    weights: Tensor
+    weights: Tensor | None
     mass: Tensor | None
     lse: Tensor | None
