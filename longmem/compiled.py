@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers import PreTrainedModel
 
 from longmem.memory import AttentionCall
@@ -31,14 +30,9 @@ class Compiled:
 
     def __init__(self, model: PreTrainedModel) -> None:
         _declare()
-        self._model = model
         self._run = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
     def __call__(self, **arguments: Any) -> Any:
-        if is_in_torch_dispatch_mode(include_infra_modes=False):
-            return self._model(
-                **arguments
-            )  # somebody watches each operation: torch does not compile then
         with closed_to_compiler():
             return self._run(**arguments)
 
@@ -50,7 +44,7 @@ def _declare() -> None:
         "(Tensor query, Tensor key, Tensor value, int layer, float scaling, float? softcap, "
         "Tensor? sinks) -> Tensor"
     )
-    op = torch.library.custom_op("longmem::attend", _attend, mutates_args=(), schema=schema)
+    op: Any = torch.library.custom_op("longmem::attend", _attend, mutates_args=(), schema=schema)
     op.register_fake(_like)
 
 

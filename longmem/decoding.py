@@ -13,6 +13,7 @@ from torch import Tensor
 from longmem.feeding import Fed, Feed, Request, Segment, Together
 from longmem.ledger import Draft
 from longmem.memory import Choice, ReadSpan, SessionMemory
+from longmem.memory.uploading import upload
 from longmem.recycling import ReplyLookups, costs_of, get_policy
 from longmem.sampling import Sampler, Sampling
 from longmem.strand import Steps
@@ -249,8 +250,11 @@ class _Context:
     def ids(self) -> Tensor:
         if not self._buffer.numel():
             self._buffer = torch.zeros(1, self._room, dtype=torch.long, device=self._device)
-        n = len(self._ids)
-        self._buffer[0, self._filled : n] = torch.tensor(self._ids[self._filled :])
+        n, new = len(self._ids), self._buffer[0, self._filled : len(self._ids)]
+        if len(new) == 1:  # as a number, which needs no transfer
+            new.fill_(self._ids[-1])
+        elif len(new):
+            new.copy_(upload(torch.tensor(self._ids[self._filled :]), self._device))
         self._filled = n
         return self._buffer[:, :n]
 

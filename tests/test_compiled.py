@@ -14,7 +14,6 @@ from longmem.compiled import Compiled
 from longmem.config import MemoryConfig
 from longmem.feeding import Fed, Feed
 from longmem.graphs import StepGraphs
-from longmem.graphs.waits import NoWaits
 from longmem.memory import ForwardPass, ReadSpan, Scratch
 from longmem.packing import run_packed
 
@@ -80,18 +79,6 @@ def test_the_compiler_does_not_look_into_attention() -> None:
     part = Watching([(memory, memory.prepare([ReadSpan(1, 1)]))])
     forward(model, torch.tensor([[3]]), part, torch.tensor([0]), Compiled(model))
     assert seen == [False] * len(info.layers)
-
-
-def test_where_every_operation_is_watched_the_model_runs_as_it_is() -> None:
-    model, info = attached(qwen3())
-    memory = new_memory(info, CONFIG)
-    part = ForwardPass([(memory, memory.prepare([ReadSpan(1, 0)]))])
-    run = Compiled(model)
-    with NoWaits(torch.device("cuda")):  # as before a capture
-        watched = forward(model, torch.tensor([[3]]), part, torch.tensor([0]), run)
-    memory = new_memory(info, CONFIG)
-    part = ForwardPass([(memory, memory.prepare([ReadSpan(1, 0)]))])
-    assert torch.equal(watched, forward(model, torch.tensor([[3]]), part, torch.tensor([0])))
 
 
 def test_graphs_run_the_compiled_model_and_keep_the_same_memory(

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longmem.attention import Router, forward
+from longmem.attention import forward
 from longmem.config import MemoryConfig
 from longmem.memory import Reading, ReadSpan, SessionMemory
+from longmem.model_devices import input_device
+from longmem.routing import Router
 
 _PASS = 512  # tokens; only a matter of speed and of room for logits
 
@@ -37,7 +39,7 @@ def read(
     config = memory.config
     expects = memory.text is not None
     size = min(_PASS, config.n_local - config.block_size) if expects else _PASS
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     for start in range(0, len(ids), size):
         part = slice(start, min(start + size, len(ids)))
         tokens = ids[part].to(device)

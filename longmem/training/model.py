@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longmem.attention import attach, route
+from longmem.attention import attach
 from longmem.errors import ConfigError, InputError, UnsupportedModelError
 from longmem.fit import check_weights
 from longmem.ops.compressive import (
@@ -19,6 +19,7 @@ from longmem.ops.compressive import (
     get_feature_map,
     warn_if_fixed,
 )
+from longmem.routing import route
 from longmem.training.router import SegmentRouter
 from longmem.training.state import RecurrentState
 

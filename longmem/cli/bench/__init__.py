@@ -8,7 +8,9 @@ from longmem.cli.bench import (
     commit,
     decode,
     disk,
+    gpu,
     ingest,
+    kernels,
     memory,
     perplexity,
     recall,
@@ -32,3 +34,5 @@ app.command("memory")(memory.memory)
 app.command("disk")(disk.disk)
 app.command("sessions")(sessions.sessions)
 app.command("scale")(scale.scale)
+app.command("gpu")(gpu.gpu)
+app.command("kernels")(kernels.kernels)
