@@ -7,6 +7,7 @@ residuals), each of which costs a GPU more time to begin than to do. The compile
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -30,7 +31,7 @@ class Compiled:
 
     def __init__(self, model: PreTrainedModel) -> None:
         _declare()
-        self._run = torch.compile(model.forward, fullgraph=True, dynamic=False)
+        self._run: Callable[..., Any] = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
     def __call__(self, **arguments: Any) -> Any:
         with closed_to_compiler():

@@ -1,6 +1,7 @@
 """Compressive memory of linear attention: fixed-size M and z that keys and values are folded into."""
 
-from longmem.ops.compressive.chunked import read_and_fold, retrieve, update
+from longmem.ops.compressive.chunked import retrieve, update
+from longmem.ops.compressive.dispatch import fold, mix, read_and_fold
 from longmem.ops.compressive.features import (
     FEATURE_MAPS,
     Dpfp,
@@ -23,7 +24,9 @@ __all__ = [
     "FeatureMap",
     "Learned",
     "Rule",
+    "fold",
     "get_feature_map",
+    "mix",
     "read_and_fold",
     "read_and_fold_naive",
     "retrieve",

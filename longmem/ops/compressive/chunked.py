@@ -67,6 +67,64 @@ def update(
     state.tokens += k.shape[-2]
 
 
+def mix(
+    out: Tensor,
+    q: Tensor,
+    lse: Tensor | None,
+    state: CompressiveState,
+    features: FeatureMap,
+    rule: Rule,
+    gate: Tensor,
+) -> Tensor:
+    """Join what the memory holds for queries with what they attended to exactly.
+
+    Args:
+        out: ``[H, T, D]`` attention output.
+        q: ``[H, T, D]`` un-rotated queries.
+        lse: ``[H, T]`` log of attention's denominator; None where the gate alone decides.
+        state: M ``[H_kv, F, D]`` and z ``[H_kv, F]``.
+        features: the feature map.
+        rule: the one M and z grew by.
+        gate: ``[H]`` float32: the memory's share of the output (Infini-attention, arXiv 2404.07143,
+            equation 10); with `lse` the log of the factor of its mass, which is then one more group of
+            attended keys.
+
+    Returns:
+        ``[H, T, D]``, of the dtype of `out`.
+    """
+    held, mass = retrieve(features(q), state, rule)  # [H, T, D], [H, T]
+    mass = mass.clamp(min=EPS)
+    share = gate[:, None].expand_as(mass)
+    if lse is not None:
+        share = torch.sigmoid(share + mass.log() - lse)
+    value = held / mass[..., None]
+    return torch.lerp(out.float(), value, share[..., None]).to(out.dtype)
+
+
+def fold(
+    k: Tensor,
+    v: Tensor,
+    state: CompressiveState,
+    features: FeatureMap,
+    *,
+    chunk: int,
+    rule: Rule,
+    decay: float | Tensor = 1.0,
+) -> None:
+    """Fold whole chunks one after the other.
+
+    Args:
+        k, v: ``[H_kv, T, D]`` un-rotated keys, and values; T is a multiple of `chunk`.
+        state: changed in place: it gets new tensors.
+        features: the feature map.
+        chunk: tokens folded at once.
+        rule, decay: as in `update`.
+    """
+    for start in range(0, k.shape[1], chunk):
+        part = slice(start, start + chunk)
+        update(state, features(k[:, part]), v[:, part], rule, decay)
+
+
 def read_and_fold(
     q: Tensor,
     k: Tensor,
