@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 from longmem.memory import AttentionCall
 from longmem.routing import closed_to_compiler, current
 
+_FORMS = 64
+"""Compiled forms there may be, one for each number of tokens; torch's own limit is 8."""
+
 
 class Compiled:
     """Called as the model it was made of; compiles anew for every number of tokens.
@@ -34,7 +37,7 @@ class Compiled:
         self._run: Callable[..., Any] = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
     def __call__(self, **arguments: Any) -> Any:
-        with closed_to_compiler():
+        with closed_to_compiler(), torch._dynamo.config.patch(recompile_limit=_FORMS):
             return self._run(**arguments)
 
 

@@ -25,7 +25,7 @@ from longmem import Engine
 from longmem.attention import ModelInfo, attach
 from longmem.config import Compressive, MemoryConfig
 from longmem.feeding import Fed, Feed
-from longmem.graphs import StepGraphs, rows, runner
+from longmem.graphs import StepGraphs, capture, rows, runner
 from longmem.graphs.capture import Captured
 from longmem.graphs.waits import NoWaits
 from longmem.memory import Gates, ReadSpan, Scratch, SessionMemory
@@ -407,10 +407,10 @@ def test_what_waits_for_the_device_is_found_before_a_capture(
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="the device is pretended where there is none")
 def test_a_step_is_one_transfer_to_the_device_and_one_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "Captured", _Uncaptured)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", tuple)
     with pretend(1) as world:
         reader = Reader(model_of("plain", device=torch.device("cuda", 0)), lengths=(9,))
         assert reader.graphs is not None
-        reader.graphs._pool = ()
         feed = Feed(reader.memories[0], [5], [ReadSpan(1, 0)], best=True)
         reader.feed([feed])
         before = world.transfers.copy()
@@ -436,11 +436,14 @@ class _Cuda:
         self.at: list[str] = ["main"]
         self.now = self
 
-    def current_stream(self) -> _Cuda:
+    def current_stream(self, device: Any) -> _Cuda:
         return self
 
-    def Stream(self) -> _Cuda:
+    def Stream(self, device: Any) -> _Cuda:
         return self
+
+    def set_stream(self, stream: Any) -> None:
+        self.at.append("back")
 
     def wait_stream(self, other: Any) -> None:
         self.at.append("wait")
@@ -455,8 +458,8 @@ class _Cuda:
         yield
 
     @contextmanager
-    def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Iterator[None]:
-        assert capture_error_mode == "thread_local"
+    def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local" and stream is self
         self.at.append("capture")
         yield
         self.at.append("captured")
@@ -465,12 +468,30 @@ class _Cuda:
 def test_work_is_warmed_up_beside_and_captured_once_then_replayed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inspect.signature(torch.cuda.graph).bind(None, pool=None, capture_error_mode="thread_local")
+    options = {"pool": None, "stream": None, "capture_error_mode": "thread_local"}
+    inspect.signature(torch.cuda.graph).bind(None, **options)
     cuda = _Cuda()
     monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(capture, "_stream", cuda.Stream)
     work, trial = (lambda: cuda.at.append("work")), (lambda: cuda.at.append("trial"))
     captured = Captured(work, torch.device("cuda"), None, trial)
-    before, capture = ["main", "wait", "aside"], ["wait", "capture", "work", "captured"]
-    assert cuda.at == [*before, "trial", "work", "work", *capture]
+    before, then = ["main", "wait", "aside"], ["wait", "capture", "work", "captured"]
+    assert cuda.at == [*before, "trial", "work", "work", *then]
     captured.run(), captured.run()
     assert captured._graph.replayed == 2 and cuda.at.count("work") == 3
+
+
+def test_after_a_capture_that_fails_the_thread_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = _Cuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(capture, "_stream", cuda.Stream)
+
+    def work() -> None:
+        if "capture" in cuda.at:
+            raise RuntimeError("cannot be captured")
+
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        Captured(work, torch.device("cuda"), None)
+    assert cuda.at[-1] == "back"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -55,16 +59,45 @@ class Captured(Generic[T]):
         return self._result
 
     def _capture(self, device: torch.device, pool: Pool, trial: Callable[[], object]) -> None:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives no types
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            with NoWaits(device):
-                trial()
-            for _ in range(_WARM_UP):
-                self._work()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        # other threads may allocate meanwhile
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            self._result = self._work()
+        aside, now = _stream(device), torch.cuda.current_stream(device)
+        with _capturing:  # torch captures one graph at a time
+            aside.wait_stream(now)
+            with torch.cuda.stream(aside):
+                with NoWaits(device):
+                    trial()
+                for _ in range(_WARM_UP):
+                    self._work()
+            now.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            options = {"stream": aside, "pool": pool, "capture_error_mode": "thread_local"}
+            try:
+                # other threads may allocate meanwhile
+                with _uncollected(), torch.cuda.graph(graph, **options):
+                    self._result = self._work()
+            except BaseException:
+                torch.cuda.set_stream(now)  # torch leaves its own, where a capture cannot begin
+                raise
         self._graph = graph
+
+
+_capturing = Lock()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where graphs of a device are warmed up and captured: libraries then have their memory for that
+    stream before a capture begins, and it is not taken from the graphs'."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives no types
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: what it let go of might call on the device, which a capture forbids."""
+    gc.collect()
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

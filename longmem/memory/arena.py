@@ -31,11 +31,13 @@ class _Chunk:
         memory: ``[bytes]`` uint8.
         used: bytes cut off so far.
         live: regions in use.
+        generation: how often it began anew, which the regions cut before do not outlive.
     """
 
     memory: Tensor
     used: int = 0
     live: int = 0
+    generation: int = 0
     array: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class _Region:
     chunk: _Chunk
     start: int
     size: int
+    generation: int
 
 
 class Arena:
@@ -90,11 +93,14 @@ class Arena:
         return torch.from_numpy(array)
 
     def _region(self, size: int) -> _Region:
-        if free := self._free.get(size):
-            return free.pop()
+        free = self._free.get(size, [])
+        while free:
+            region = free.pop()
+            if region.generation == region.chunk.generation:
+                return region
         chunk = next((c for c in self._chunks[-1:] if c.used + size <= c.memory.nbytes), None)
         chunk = chunk or self._emptied(size) or self._added(size)
-        region = _Region(chunk, chunk.used, size)
+        region = _Region(chunk, chunk.used, size, chunk.generation)
         chunk.used += size
         return region
 
@@ -124,11 +130,12 @@ class Arena:
                 self._begin_anew(chunk)
 
     def _begin_anew(self, chunk: _Chunk) -> None:
-        for regions in self._free.values():
-            regions[:] = [region for region in regions if region.chunk is not chunk]
+        chunk.generation += 1
         chunk.used = 0
         if sum(not other.used for other in self._chunks) > 1:
             self._chunks.remove(chunk)
+            chunk.memory = torch.empty(0, dtype=torch.uint8)  # regions of it may be listed still
+            chunk.array = chunk.memory.numpy()
 
 
 def _rounded_up(nbytes: int) -> int:

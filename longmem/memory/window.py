@@ -165,19 +165,32 @@ class LocalBuffer:
             self.mass.copy_(mass)
 
     def reserve(self, n: int) -> None:
-        """Room for n more tokens: move to the front when at most half full, else double."""
+        """Room for n more tokens: those held move to the front where that leaves enough, or the buffer
+        grows."""
         capacity = self._v.shape[1]
         if self._hi + n <= capacity:
             return
         live, lo = len(self), self._lo
         old = (self._keys, self._v, self._mass)
-        if 2 * (live + n) > capacity:
-            self._allocate(max(2 * capacity, 1 << (2 * (live + n) - 1).bit_length()))
+        if self._spare * (live + n) > capacity:
+            self._allocate(self._enough(live + n))
         _move(old[0], self._keys, 3, lo, live)
         _move(old[1], self._v, 1, lo, live)
         if self.keeps_mass:
             _move(old[2], self._mass, 1, lo, live)
         self._lo, self._hi = 0, live
+
+    @property
+    def _spare(self) -> float:
+        """How often the live tokens must fit for them to be moved to the front. A GPU moves them in no
+        time, and has less memory."""
+        return 1.125 if self.spec.kernels else 2
+
+    def _enough(self, tokens: int) -> int:
+        """Capacity for so many live tokens, of which they are moved rarely."""
+        if self.spec.kernels:
+            return -(-tokens * 5 // 4 // _FIRST_CAPACITY) * _FIRST_CAPACITY
+        return max(2 * self._v.shape[1], 1 << (2 * tokens - 1).bit_length())
 
     def _allocate(self, capacity: int) -> None:
         spec = self.spec

@@ -58,6 +58,10 @@ class SessionsTime:
         return {**asdict(self), "tokens_per_s": rates}
 
 
+_SLOTS = 2**29
+"""Bytes of block slots per session: all blocks of the 8B shape after 8K tokens."""
+
+
 def measure_sessions(
     engine: Engine,
     shape: Shape,
@@ -67,10 +71,9 @@ def measure_sessions(
 ) -> Iterator[SessionsTime]:
     """Times by number of sessions, fewest first, as far as time and device memory go.
 
-    Each session reads a history of its own. None keeps block slots on the device: what is left there
-    goes to more sessions.
+    Each session reads a history of its own, and keeps as many blocks on the device as it has then.
     """
-    config = engine.config.replace(device_bytes=0)
+    config = engine.config.replace(device_bytes=_SLOTS)
     packed = engine_with(engine, config)
     memories: list[SessionMemory] = []
     each_s = _FIRST_READ_S if engine.device.type == "cuda" else 0.0

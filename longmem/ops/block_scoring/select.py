@@ -8,7 +8,7 @@ import triton.language as tl
 from longmem.ops.block_scoring.kernel import candidates_of
 
 
-@triton.jit(do_not_specialize=["per_session", "n", "k"])  # type: ignore[untyped-decorator]  # triton gives none
+@triton.jit(do_not_specialize=["columns", "per_session", "n", "k"])  # type: ignore[untyped-decorator]  # triton gives none
 def select_kernel(  # type: ignore[no-untyped-def]  # triton gives types
     scores,  # [lines, columns] float32
     table,  # [S, 6] int64: how many of a line there are; lines / S lines have one row. Unused: N_OF = "all"

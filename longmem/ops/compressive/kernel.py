@@ -15,7 +15,7 @@ from longmem.ops.kernels import Form
 from longmem.ops.kernels.rounded import rounded
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_keys", "n_query", "chunk"])
 def walk_kernel(
     q, k, v, M_in, z_in, M_out, z_out, z_spare, held_out, mass_out, added, fresh, decay,
     kept, n_keys, n_query, chunk, q_head, q_token, k_head, k_token, v_head, v_token,
@@ -76,7 +76,7 @@ def walk_kernel(
         values += chunk * v_token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_query", "lse_head"])
 def mix_kernel(
     out, q, lse, M, z, gate, mixed,
     n_query, q_head, q_token, out_head, out_token, lse_head, lse_token, mixed_head, mixed_token,

@@ -23,6 +23,11 @@ def launch(
     """
     if device.type != "cuda":
         kernel[grid](*args, **meta, **how.blocks)
-        return
-    with torch.cuda.device(device):
+    elif device.index in (
+        None,
+        torch.cuda.current_device(),
+    ):  # to change it costs as much as a launch
         kernel[grid](*args, **meta, **how.blocks, **how.options)
+    else:
+        with torch.cuda.device(device):
+            kernel[grid](*args, **meta, **how.blocks, **how.options)
