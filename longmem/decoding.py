@@ -207,6 +207,7 @@ class Decoding:
             trace=True,
             decide=self._lookups.decide,
             best=self._sampler.takes_best,
+            asks=self._lookups.asks,
         )
         while not (fed := (yield Together([feed]))):
             if self._sampled and self._stopping():

@@ -66,8 +66,9 @@ class Engine:
         segment_tokens: most tokens of one forward pass when one session reads; only a matter of speed.
         pass_tokens: most tokens of one forward pass when several sessions are active; a reply waits
             for no more than one such pass, however long a text another session reads.
-        graphs: whether decode steps without a look-up are launched as CUDA graphs; default: on CUDA,
-            where kernels serve the model. True: wherever they serve it, without a graph on the CPU.
+        graphs: whether decode steps are launched as CUDA graphs, those with a look-up where that needs
+            no host in between (`longmem.graphs`); default: on CUDA, where kernels serve the model.
+            True: wherever they serve it, without a graph on the CPU.
             "compiled": torch also compiles what these steps do besides attention, once for each number
             of sessions rounded up to a power of two; that takes a minute each for a large model.
 

@@ -24,6 +24,7 @@ class Feed:
         trace: record which blocks the look-ups choose.
         decide: which layers look up at a span with voters; see `longmem.memory.Reading`.
         best: tell the likeliest token after the last one, too.
+        asks: whether `decide` may say no.
     """
 
     memory: SessionMemory
@@ -33,6 +34,7 @@ class Feed:
     trace: bool = False
     decide: Decide | None = None
     best: bool = False
+    asks: bool = True
 
 
 @dataclass(eq=False)

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from longmem.attention import forward
 from longmem.feeding import Fed, Feed
 from longmem.graphs import Graph, StepGraphs
+from longmem.graphs.lookups import close_due
+from longmem.graphs.refreshes import RefreshGraphs
 from longmem.memory import ForwardPass, Reading, Scratch
 from longmem.model_devices import input_device
 
@@ -55,7 +57,7 @@ def run_packed(
         graphs: what takes recycled steps, where it can; None: they are read as all others.
     """
     outcomes = dict[int, Outcome]()
-    graph, through = _through_graph(feeds, None if surprise else graphs)
+    graph, through, looking = _through_graph(feeds, None if surprise else graphs)
     parts, steps = list[_Part](), list[_Part]()
     for i, feed in enumerate(feeds):
         try:
@@ -68,6 +70,8 @@ def run_packed(
     if graphs is not None and graph is not None and steps:
         memories = [part.feed.memory for part in steps]
         said = graphs.run(graph, memories, [part.feed.ids[0] for part in steps])
+    if looking and graphs is not None and graphs.refreshes is not None:
+        parts = _refresh(parts, looking, graphs.refreshes, outcomes)
     if parts:
         _read(model, parts, surprise, scratch, outcomes)
     if said is not None:
@@ -79,15 +83,46 @@ def run_packed(
 
 def _through_graph(
     feeds: Sequence[Feed], graphs: StepGraphs | None
-) -> tuple[Graph | None, Collection[int]]:
-    """The feeds that are read through a graph, and which one."""
+) -> tuple[Graph | None, Collection[int], Collection[int]]:
+    """The feeds that step through a graph, which one, and those that look up in another, if they can at
+    this step."""
     if graphs is None:
-        return None, ()
+        return None, (), ()
     taken = [i for i, feed in enumerate(feeds) if graphs.takes(feed)]
-    if not taken or len(taken) < min(len(feeds), _APART):
-        return None, ()
+    refreshes = graphs.refreshes
+    looking = [i for i, feed in enumerate(feeds) if refreshes is not None and refreshes.takes(feed)]
+    few = 1 if len(taken) + len(looking) == len(feeds) else _APART
+    looking = looking if len(looking) >= few else []
+    if len(taken) < few:
+        return None, (), looking
     graph = graphs.graph_for([feeds[i].memory for i in taken])
-    return graph, () if graph is None else frozenset(taken)
+    return graph, () if graph is None else frozenset(taken), looking
+
+
+def _refresh(
+    parts: Sequence[_Part],
+    looking: Collection[int],
+    graphs: RefreshGraphs,
+    outcomes: dict[int, Outcome],
+) -> list[_Part]:
+    """Read those of the parts that look up through a graph; gives the others, or all if it cannot."""
+    own = list[_Part]()
+    for part in parts:
+        if part.i in looking:
+            try:
+                close_due(part.feed.memory, part.reading)
+            except Exception as error:
+                outcomes[part.i] = error
+            else:
+                own.append(part)
+    there = [part for part in parts if part.i not in outcomes]
+    ids = [part.feed.ids[0] for part in own]
+    read = graphs.read([(part.feed.memory, part.reading) for part in own], ids)
+    if read is None:
+        return there
+    said, failed = read
+    _tell(own, said.logits, said.best, outcomes, failed)
+    return [part for part in there if part.i not in looking]
 
 
 def _prepare(feed: Feed, beside: bool) -> Reading:

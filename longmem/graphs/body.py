@@ -45,6 +45,14 @@ class StepBody:
         self._places = [inputs.places(i) for i in range(len(kinds))]
         self._all = torch.arange(inputs.shape.sessions, device=inputs.device)
 
+    blocks = 0
+    """Most candidates its look-ups have room for; there are none."""
+
+    @property
+    def told(self) -> Tensor:
+        """What the host is to download besides what the step says; nothing."""
+        return self._all[:0]
+
     @property
     def bytes(self) -> int:
         """Bytes of scratch memory."""
@@ -67,6 +75,7 @@ class StepBody:
         )
         style = "half" if kind.spec.rotary is None else kind.spec.rotary.style
         take_in(q, k, v, self._angles.of(layer), places, near, far, style=style)
+        self._look_up(layer, far)
         done = attend_places(
             near, far, places,
             n_local=kind.n_local, pending=kind.pending, columns=self._columns,
@@ -74,6 +83,9 @@ class StepBody:
             mass_of=kind.mass_of, want_lse=False, want_weights=False, scratch=self._scratch,
         )  # fmt: skip
         return done.out.unsqueeze(0)
+
+    def _look_up(self, layer: int, q_far: Tensor) -> None:
+        """Far queries ``[S, H, D]`` are there, and nothing was attended to; a recycled step goes on."""
 
     def _read(self, run: Compiled | None) -> Said:
         self._angles.turn()

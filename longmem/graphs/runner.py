@@ -23,6 +23,7 @@ from longmem.memory import LayerSpec, SessionMemory
 
 if TYPE_CHECKING:
     from longmem.graphs.body import StepBody  # imports triton
+    from longmem.graphs.refreshes import RefreshGraphs
 
 _log = logging.getLogger(__name__)
 Wanted = bool | Literal["compiled"] | None
@@ -59,13 +60,16 @@ class StepGraphs:
         compiled: let torch compile what the model does between the attention of two layers.
     """
 
+    what = "decode steps"
+    """What they are graphs of."""
+
     def __init__(
         self, model: PreTrainedModel, layers: Sequence[LayerSpec], compiled: bool = False
     ) -> None:
         self._model, self._specs = model, layers
         self._run = Compiled(model) if compiled else None
         self._device = layers[0].device
-        self._kinds: tuple[LayerKind, ...] | None = None
+        self._kinds: Sequence[LayerKind] | None = None
         self._served: WeakKeyDictionary[SessionMemory, bool] = WeakKeyDictionary()
         self._rows: WeakKeyDictionary[SessionMemory, Row] = WeakKeyDictionary()
         self._graphs: dict[int, Graph] = {}
@@ -77,6 +81,12 @@ class StepGraphs:
         """Graphs made."""
         self.refused: str | None = None
         """Why no graph is used; None while they are."""
+        self.uncompiled: str | None = None
+        """Why torch compiles nothing although it was wanted; None while it does, or was not wanted."""
+        self._too_many: int | None = None  # for so many sessions memory does not suffice
+        self._blocks = 0  # candidates of look-ups for which there has to be room
+        self.refreshes: RefreshGraphs | None = None
+        """The graphs of steps that look up."""
         if any(weight.device != self._device for weight in model.parameters()):
             self.refused = "the model lies on several devices"
 
@@ -89,7 +99,11 @@ class StepGraphs:
             wanted = all(layer.device.type == "cuda" for layer in layers)
         if not wanted or not all(layer.kernels for layer in layers):
             return None
-        return cls(model, layers, wanted == "compiled")
+        from longmem.graphs.refreshes import RefreshGraphs
+
+        made = cls(model, layers, wanted == "compiled")
+        made.refreshes = RefreshGraphs(made)
+        return made
 
     @property
     def scratch_bytes(self) -> int:
@@ -101,9 +115,11 @@ class StepGraphs:
         do."""
         if self.refused or len(feed.ids) != 1 or any(span.voters for span in feed.spans):
             return False
-        memory = feed.memory
+        return self._serves(feed.memory)
+
+    def _serves(self, memory: SessionMemory) -> bool:
         if memory not in self._served:
-            kinds = kinds_of(memory)
+            kinds = self._kinds_of(memory)
             self._kinds = self._kinds or kinds
             self._served[memory] = kinds is not None and kinds == self._kinds
         return self._served[memory]
@@ -117,10 +133,11 @@ class StepGraphs:
             return None
         size = 1 << (len(memories) - 1).bit_length()
         graph = self._graphs.get(size)
-        if graph is None or graph.columns < columns:
-            self._graphs.pop(size, None)
-            self._make(size, 1 << (columns - 1).bit_length())
-        return self._graphs.get(size)
+        if graph is not None and graph.columns >= columns and graph.body.blocks >= self._blocks:
+            return graph
+        if self._too_many is not None and size >= self._too_many:
+            return None
+        return self._make(size, 1 << (columns - 1).bit_length())
 
     def run(self, graph: Graph, memories: Sequence[SessionMemory], ids: Sequence[int]) -> Said:
         """The step.
@@ -139,39 +156,64 @@ class StepGraphs:
             self.replays += 1
             return Said(said.logits[: len(ids)].clone(), said.best[: len(ids)])
 
+    def _kinds_of(self, memory: SessionMemory) -> Sequence[LayerKind] | None:
+        return kinds_of(memory)
+
     def _row(self, memory: SessionMemory) -> Row:
         row = self._rows.get(memory)
         if row is None or row.version != memory.version or memory.uncounted >= row.steps:
             row = self._rows[memory] = row_of(memory)
         return row
 
-    def _make(self, sessions: int, columns: int) -> None:
-        """Make a graph, or find out that it cannot be done."""
+    def _make(self, sessions: int, columns: int) -> Graph | None:
+        """Make a graph, or find out that it cannot be done: for so many sessions, or at all."""
         try:
             with torch.inference_mode(False), torch.no_grad():
-                self._graphs[sessions] = self._captured(sessions, columns)
-            self.captures += 1
+                made = self._captured(sessions, columns)
+        except torch.OutOfMemoryError as error:
+            self._graphs.pop(sessions, None)
+            self._too_many = sessions
+            self._warn(f"{sessions} sessions and more go without CUDA graphs", error)
+            return None
         except Exception as error:
+            if self._run is not None:
+                self._run, self.uncompiled = None, f"{type(error).__name__}: {error}"
+                self._warn("nothing is compiled", error)
+                return self._make(sessions, columns)
             self._graphs.clear()
             self.refused = f"{type(error).__name__}: {error}"
-            _log.warning(
-                "decode steps of %s go without CUDA graphs, and take longer: they cannot be captured "
-                "(%s)", type(self._model).__name__, self.refused,
-            )  # fmt: skip
+            self._warn("no CUDA graphs are used", error)
+            return None
+        self._graphs[sessions] = (
+            made  # only now what was there may go: its pool must not be left empty
+        )
+        self.captures += 1
+        return made
+
+    def _warn(self, what: str, error: Exception) -> None:
+        name, why = type(self._model).__name__, f"{type(error).__name__}: {error}"
+        _log.warning("%s of %s take longer: %s (%s)", self.what, name, what, why)
 
     def _captured(self, sessions: int, columns: int) -> Graph:
+        assert self._kinds is not None
+        self._spare = self._spare or Spare.of(self._specs)
+        if not self._graphs and self._device.type == "cuda":
+            self._pool = torch.cuda.graph_pool_handle()  # one that lost all graphs takes no other
+        shape = Shape(sessions, len(self._kinds), self._specs[0].kv_heads)
+        inputs = self._inputs(shape)
+        self._upload(inputs, (), ())
+        body = self._body(inputs, columns)
+        captured = Captured(body, self._device, self._pool, body.uncompiled)
+        return Graph(inputs, columns, body, captured)
+
+    def _inputs(self, shape: Shape) -> Inputs:
+        return Inputs(shape, self._device)
+
+    def _body(self, inputs: Inputs, columns: int) -> StepBody:
         from longmem.graphs.body import StepBody
 
         assert self._kinds is not None
-        self._spare = self._spare or Spare.of(self._specs)
-        if self._pool is None and self._device.type == "cuda":
-            self._pool = torch.cuda.graph_pool_handle()
-        shape = Shape(sessions, len(self._kinds), self._specs[0].kv_heads)
-        inputs = Inputs(shape, self._device)
-        self._upload(inputs, (), ())
-        body = StepBody(self._model, self._kinds, inputs, columns, self._run)
-        captured = Captured(body, self._device, self._pool, body.uncompiled)
-        return Graph(inputs, columns, body, captured)
+        return StepBody(self._model, self._kinds, inputs, columns, self._run)
 
     def _upload(
         self, inputs: Inputs, memories: Sequence[SessionMemory], ids: Sequence[int]

@@ -178,6 +178,14 @@ class FullLayer(BlockLayer):
         reading.choices.append(Choice(self.spec.index, tuple(blocks), tuple(shares.tolist())))
         return chosen
 
+    def placed(self, blocks: tuple[int, ...]) -> None:
+        """A kernel chose and placed these blocks for all heads: `_place` without its copies."""
+        spans = [self.table.span(block) for block in blocks]
+        self.tier.used(blocks)
+        tokens = [stop - start for start, stop in spans]
+        self.working_set.stand_for(blocks, tokens, self.tier.settled)
+        self.fetched += len(blocks)
+
     def _place(self, chosen: Chosen) -> None:
         """Fill the working set; blocks it holds already are not asked for again."""
         blocks = sorted(set().union(*chosen))

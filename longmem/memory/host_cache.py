@@ -28,6 +28,8 @@ class HostCache(Generic[Entry]):
         self._durable: OrderedDict[int, Entry] = OrderedDict()  # least recently used first
         self.bytes = 0
         """Bytes of all entries."""
+        self.moved: set[int] | None = None
+        """Where blocks that come or go are noted; None: nowhere."""
 
     def __contains__(self, block: int) -> bool:
         return block in self._durable or block in self._new
@@ -40,13 +42,20 @@ class HostCache(Generic[Entry]):
         self._durable.move_to_end(block)
         return entry
 
+    def peek(self, block: int) -> Entry | None:
+        """As `get`, but nothing is used."""
+        entry = self._durable.get(block)
+        return self._new.get(block) if entry is None else entry
+
     def add_new(self, block: int, entry: Entry) -> None:
         """Hold an entry that is not yet committed."""
+        self._note(block)
         self._new[block] = entry
         self.bytes += entry.nbytes
 
     def add_read(self, block: int, entry: Entry) -> None:
         """Hold an entry that was read from the store."""
+        self._note(block)
         self._durable[block] = entry
         self.bytes += entry.nbytes
 
@@ -66,9 +75,15 @@ class HostCache(Generic[Entry]):
     def shrink(self, max_bytes: int) -> None:
         """Let committed blocks go until all entries hold at most `max_bytes`, or none is left."""
         while self.bytes > max_bytes and self._durable:
-            _, entry = self._durable.popitem(last=False)
+            block, entry = self._durable.popitem(last=False)
+            self._note(block)
             self.bytes -= entry.nbytes
 
     def _forget(self, entries: dict[int, Entry], blocks: Iterable[int]) -> None:
         for block in blocks:
+            self._note(block)
             self.bytes -= entries.pop(block).nbytes
+
+    def _note(self, block: int) -> None:
+        if self.moved is not None:
+            self.moved.add(block)

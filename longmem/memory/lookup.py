@@ -47,6 +47,12 @@ class Lookup:
         self._begun = False
 
     @property
+    def fused(self) -> bool:
+        """Whether kernels can do a step's look-up for all KV heads from beginning to end."""
+        by_kernels = self._scorer.fused and self.index.spec.kernels and not self.derived
+        return by_kernels and not self._by_head and not self._contiguity
+
+    @property
     def derived(self) -> bool:
         """Whether the index that is scored is not the one that is stored."""
         return self._scored is not self.index

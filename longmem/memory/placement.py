@@ -14,6 +14,7 @@ from longmem.memory.block_at import Block, BlockAt, gathered
 from longmem.memory.blocks import BlockTable
 from longmem.memory.budget import TierBudget
 from longmem.memory.coded_blocks import CodedBlocks, Coding
+from longmem.memory.directory import BlockDirectory
 from longmem.memory.fetching import Ahead
 from longmem.memory.raw_blocks import RawBlocks
 from longmem.memory.role import LayerRole
@@ -72,12 +73,12 @@ class BlockTier:
     ) -> None:
         role = LayerRole.of(spec, config)
         self._spec = spec
+        self._table = table
         self._attended = role.attends
         self._budget = budget
         self._host: RawBlocks | CodedBlocks = RawBlocks(spec, table)
         if coding is not None and role.reached:
             self._host = CodedBlocks(spec, table, coding)
-        blocks = config.topk + config.contiguity
         blocks = config.topk + config.contiguity
         self._slab: DeviceSlab | None = None
         self._slots: Slots | None = None
@@ -91,6 +92,7 @@ class BlockTier:
         self._ahead: Ahead[Any] = Ahead(_LOOKUPS_AHEAD * blocks)
         self._source: BlockSource | None = None
         self._durable = self._forgotten = 0
+        self._directory: BlockDirectory | None = None
         self.counts = TierCounts()
         """Where blocks were found so far."""
 
@@ -179,6 +181,19 @@ class BlockTier:
         """Raw ``[2, H_kv, n, D]`` of each of these blocks, which closed since the last commit."""
         return self._host.raw(blocks)
 
+    def directory(self, first: int, stop: int) -> int | None:
+        """The address of a `BlockDirectory` of closed blocks, some of which may be under way there; None
+        if one of them lies in the store alone, or is encoded."""
+        if not isinstance(self._host, RawBlocks):
+            return None
+        if self._directory is None:
+            self._directory = BlockDirectory(self._table, self._host, self._slab, stop)
+        return self._directory.address(first, stop)
+
+    def used(self, blocks: Sequence[int]) -> None:
+        """A kernel read these blocks: count them, and begin to copy those without a slot into one."""
+        self._located(blocks, wait=False)
+
     def truncate(self, n_blocks: int) -> None:
         """Forget the blocks from `n_blocks` on."""
         self._host.truncate(n_blocks)
@@ -215,8 +230,8 @@ class BlockTier:
         self._host.restore(closed, source, rows)
         self._durable = closed
 
-    def _located(self, blocks: Sequence[int]) -> list[BlockAt]:
-        """Where each block lies, in a slot if there is one for it."""
+    def _located(self, blocks: Sequence[int], wait: bool = True) -> list[BlockAt]:
+        """Where each block lies, in a slot if there is one for it; without `wait` it may be under way."""
         found = {block: at for block in blocks if (at := self._held_at(block)) is not None}
         missing = [block for block in blocks if block not in found]
         if missing:
@@ -225,7 +240,8 @@ class BlockTier:
         if self._slots is not None and self._slab is not None and self._budget.device:
             outside = {block: found[block] for block in blocks if block not in self._slab}
             found |= self._slots.bring(outside, self._budget.device, keep=blocks)
-        self._transfers.await_on_device([at.memory for at in found.values()])
+        if wait:
+            self._transfers.await_on_device([at.memory for at in found.values()])
         self._shrink()
         return [found[block] for block in blocks]
 

@@ -36,6 +36,11 @@ class RawBlocks:
     payload: Payloads = "raw"
     """How settled blocks are written."""
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the layer lies on a GPU, and this memory is pinned."""
+        return self._spec.device.type == "cuda"
+
     def nbytes(self, tokens: int) -> int:
         """Bytes of a settled block."""
         return tokens * self._spec.bytes_per_token
@@ -73,6 +78,16 @@ class RawBlocks:
         """Where the block lies in host memory, if it does; it may still be under way there."""
         kv = self._cache.get(block)
         return None if kv is None else BlockAt(kv, kv.shape[2])
+
+    def watch(self, moved: set[int]) -> None:
+        """Note from now on in `moved` which blocks come or go."""
+        self._cache.moved = moved
+
+    def address(self, block: int) -> int | None:
+        """Of the block in host memory, if it is there, which is not used by being asked for; it may be
+        under way there."""
+        kv = self._cache.peek(block)
+        return None if kv is None else kv.data_ptr()
 
     def known(self, block: int) -> Tensor:
         """`get` of a block that must be in host memory."""

@@ -47,6 +47,8 @@ class DeviceSlab:
         self._now = 0.0  # uses so far, in half-lives
         self._rank: dict[int, float] = {}  # log2 of a block's weight, plus the time it is taken at
         self._order: list[tuple[float, int]] = []  # a heap of ranks, also of such as no longer hold
+        self.moved: set[int] | None = None
+        """Where blocks that get or lose a slot are noted; None: nowhere."""
 
     @property
     def bytes(self) -> int:
@@ -70,6 +72,10 @@ class DeviceSlab:
             return None
         self._use(block)
         return self._slot(block), self._held[block][1]
+
+    def address(self, block: int) -> int | None:
+        """Of a block's slot, which is not used by being asked for."""
+        return self._slot(block).data_ptr() if block in self._held else None
 
     def touch(self, block: int) -> None:
         """A block that may be held was used."""
@@ -98,6 +104,7 @@ class DeviceSlab:
         if slot is None:
             return None
         self._held[block] = slot, tokens
+        self._note(block)
         self._use(block)
         return self._slot(block)
 
@@ -148,7 +155,12 @@ class DeviceSlab:
     def _leave(self, block: int) -> tuple[int, int]:
         """Forget a block; gives its slot."""
         del self._rank[block]
+        self._note(block)
         return self._held.pop(block)[0]
+
+    def _note(self, block: int) -> None:
+        if self.moved is not None:
+            self.moved.add(block)
 
     def _resize(self, most: int) -> None:
         """Allocate when no slot is free and `most` slots allow it; give chunks back when they do not."""

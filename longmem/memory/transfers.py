@@ -73,6 +73,13 @@ class Transfers:
             for event in self._pending(tensors):
                 self._lanes.hold(event)
 
+    def await_all_on_device(self) -> None:
+        """As `await_on_device`, of whatever is under way."""
+        with self._lock:
+            self._prune()
+            for event in {id(event): event for event in self._under_way.values()}.values():
+                self._lanes.hold(event)
+
     def await_on_host(self, tensors: Iterable[Tensor]) -> None:
         """Wait until the copies into these tensors are done: the host is about to read them."""
         with self._lock:

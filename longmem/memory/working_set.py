@@ -136,6 +136,13 @@ class WorkingSet:
         self._n, self.length, self.lengths, self.unused = stop, None, None, None
         self.stands_for, self._settled = [ids], settled
 
+    def stand_for(self, ids: Sequence[int], tokens: Sequence[int], settled: int) -> None:
+        """A kernel wrote these blocks for all heads, where `set_blocks` would have; of so many tokens."""
+        stops = [*accumulate(tokens, initial=self._n_init)]
+        self._starts = {b: (stops[i], stops[i + 1]) for i, b in enumerate(ids)}
+        self._n, self.length, self.lengths, self.unused = stops[-1], None, None, None
+        self.stands_for, self._settled = [ids], settled
+
     def extend_blocks(self, ids: Sequence[int], blocks: Sequence[Block], settled: int = 0) -> None:
         """Hold these newer blocks, too; arguments as `set_blocks`."""
         for b, kv in zip(ids, blocks, strict=True):

@@ -22,6 +22,9 @@ class ByteBudget:
         costs: B and C, counted from shapes; asked at the first step.
     """
 
+    asks = False
+    """Whether `decide` may say no."""
+
     def __init__(self, config: MemoryConfig, costs: Costs) -> None:
         self._share = config.lookup_share
         self._costs = costs

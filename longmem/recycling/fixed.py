@@ -17,6 +17,9 @@ class FixedStride:
         costs: not needed here.
     """
 
+    asks = False
+    """Whether `decide` may say no."""
+
     def __init__(self, config: MemoryConfig, costs: Costs) -> None:
         self._stride = config.stride
         self._step = 0

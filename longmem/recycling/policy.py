@@ -16,7 +16,8 @@ class RefreshPolicy(Protocol):
 
     It may depend on the settings, on counted steps and bytes, and on queries, never on time: the
     text of a reply must not depend on the machine's load. At the first step all layers look up, so
-    that no recycled state crosses a turn.
+    that no recycled state crosses a turn. One whose `decide` never says no may have an attribute `asks`
+    that is False: its look-ups can be done without asking layer by layer (`longmem.graphs`).
     """
 
     def due(self) -> bool:

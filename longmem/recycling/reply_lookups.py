@@ -31,6 +31,11 @@ class ReplyLookups:
         """Look-ups of layers."""
 
     @property
+    def asks(self) -> bool:
+        """Whether `decide` may say no at a step that is due."""
+        return getattr(self._policy, "asks", True)
+
+    @property
     def recycled(self) -> int:
         """Steps at which no layer looked up."""
         return self.steps - self.refreshes
