@@ -16,6 +16,8 @@ import torch
 if not torch.cuda.is_available():  # before anything imports triton, as transformers does
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from importlib.util import find_spec
+
 from hypothesis import settings
 
 from longmem import Engine, MemoryConfig
@@ -37,6 +39,12 @@ SMALL = MemoryConfig(
     stride=4,
 )
 """A memory so small that a short chat reaches every part of it."""
+
+needs_kernels = pytest.mark.skipif(
+    find_spec("triton") is None
+    or not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+    reason="kernels need triton, and a GPU or TRITON_INTERPRET=1",
+)
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,8 @@ def test_aims_are_ratios_of_what_was_measured() -> None:
     )  # fmt: skip
     ingest = IngestRun(1024, {}, {"exact": [Stretch(0, 10, 1), Stretch(10, 20, 2)]},
                        {"exact": [9e9, 6e9]}, 1e14)  # fmt: skip
-    found = by_name(aims(walked, ingest, [sessions(1, 4.0), sessions(16, 6.0)], 4.0))
+    many = replace(sessions(16, 6.0), refresh_ms=(24.0,))
+    found = by_name(aims(walked, ingest, [sessions(1, 4.0), many], 4.0))
     assert found["recycled step at 1M"].measured == pytest.approx(1.5)
     assert found["recycled step at 1M"].reached is False
     assert found["refresh step at 1M"].measured == pytest.approx(2.5)
@@ -76,7 +77,7 @@ def test_aims_are_ratios_of_what_was_measured() -> None:
     assert found["peak of device memory at 1M"].reached is True
     assert found["steps at 512K"].measured == pytest.approx(22 / 5.5)
     assert found["steps at 128K"].measured == pytest.approx(2.0)
-    assert found["16 sessions"].measured == pytest.approx(16 * 4 / 6)
+    assert found["16 sessions"].measured == pytest.approx(16 * (8 + 7 * 4) / (24 + 7 * 6))
     assert found["16 sessions"].reached is True
 
 
@@ -85,6 +86,14 @@ def test_the_aims_take_compiled_steps_where_they_are_faster() -> None:
     for both in ([compiled, steps(M1, 5.0, 9.0)], [steps(M1, 5.0, 9.0), compiled]):
         found = by_name(aims(Walked(steps=both), None, [], 2.0))
         assert found["recycled step at 1M"].measured == pytest.approx(2.0)
+
+
+def test_steps_that_torch_compiled_are_not_compared_with_transformers_which_are_not() -> None:
+    compiled = replace(steps(K128, 4.0, 4.0), compiled=True)
+    walked = Walked(steps=[compiled, steps(K128, 5.0, 5.0)], dense=[DenseTime(K128, "a", (10.0,))])
+    assert by_name(aims(walked, None, [], None))["steps at 128K"].measured == pytest.approx(2.0)
+    walked.steps.pop()
+    assert by_name(aims(walked, None, [], None))["steps at 128K"].measured is None
 
 
 def test_what_was_not_measured_is_neither_reached_nor_missed() -> None:
@@ -253,3 +262,9 @@ def test_without_a_gpu_the_file_says_that_nothing_was_measured() -> None:
     assert found["measured"] is False and "No GPU was at hand" in found["why"]
     assert found["to_measure"].startswith("longmem bench gpu")
     assert len(found["aims"]) == 7 and all(aim["measured"] is None for aim in found["aims"])
+
+
+def test_steps_without_a_graph_are_told_and_make_the_run_wrong() -> None:
+    steps = [checked("steps", 0.5), replace(checked("graphs", None), why="refused: no room")]
+    trust = Trust(all_right_but("step_attention", 0.5).ops, steps)
+    assert not trust.right and trust.against("decode") is None

@@ -90,6 +90,24 @@ def test_what_does_not_fit_the_device_is_left_out(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("gpu")
+def test_compiled_steps_are_measured_by_an_engine_of_the_historys_codec(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[Any] = []
+
+    def measured(engine: Any, *_: Any, compiled: bool = False) -> StepTimes:
+        used.extend([engine] if compiled else [])
+        return StepTimes(24, "int8", compiled, 2, (1.0,), (2.0,), None, {})
+
+    monkeypatch.setattr("longmem.bench.gpu.check.check_steps", lambda device: [])
+    monkeypatch.setattr("longmem.bench.gpu.walk.measure_steps", measured)
+    plan = Plan(TINY_SHAPE, GPU, (24,), ("decode",), (1,), codec="int8", dense=False)
+    list(Run(plan, make=made).sections())
+    (engine,) = used
+    assert engine.config.codec == "int8" and engine.segment_tokens == TINY_SHAPE.segments[0]
+
+
+@pytest.mark.usefixtures("gpu")
 def test_on_a_gpu_the_other_dtype_is_compared_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longmem.bench.gpu.check.check_steps", lambda device: [])
     run = Run(Plan(TINY_SHAPE, GPU, (8,), ("check",), (1,)), make=made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -58,10 +59,25 @@ def test_the_cases_of_an_op_are_right_and_can_be_run_again(op):
         case.run()
 
 
+@pytest.mark.parametrize("op", sorted(set(MAKERS) - {"compressive"}))
+def test_kernels_that_write_nothing_are_not_taken_for_right(op, monkeypatch):
+    for case in cases(64, torch.bfloat16, DEVICE, TINY, [op]):
+        assert case.right
+        with monkeypatch.context() as patch:
+            for name, module in list(sys.modules.items()):
+                if name.startswith(f"longmem.ops.{op}.") and hasattr(module, "launch"):
+                    patch.setattr(module, "launch", lambda *args, **meta: None)
+            try:
+                assert not case.right, case.name
+            except IndexError:  # a block's number that was never written
+                assert op == "block_scoring"
+
+
 def test_a_wrong_result_is_seen():
     expected = torch.tensor([1.0, -4.0])
     assert apart(expected.clone(), expected, 0.01) == 0
     assert apart(torch.tensor([1.1, -4.0]), expected, 0.01) == pytest.approx(2.5)
+    assert apart(torch.tensor([math.nan, -4.0]), expected, 0.01) == math.inf
     wrong = case_of(lambda: float("nan"))
     assert not wrong.right
 
@@ -111,6 +127,14 @@ def test_pinning_changes_one_head_dimension_of_one_kernel(tmp_path):
     assert sorted(map(int, now["fold"])) == sorted(DIMS)
     del now["fold"]["96"], was["fold"]["96"]
     assert now == was
+
+
+def test_files_that_cannot_be_written_are_named_before_anything_is_tuned(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("longmem.bench.kernels.tune.os.access", lambda place, mode: False)
+    monkeypatch.setattr("longmem.bench.kernels.tune.cases", lambda *_: pytest.fail("it began"))
+    with pytest.raises(ConfigError, match=r"compressive.launches\.json may not be written to"):
+        tune(["compressive"], [128], print)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
+from conftest import needs_kernels
 from torch import Tensor
 
 from longmem.config import Compressive
@@ -27,6 +28,7 @@ from longmem.ops.compressive import (
 from longmem.ops.compressive.launched import served
 from longmem.ops.kernels.configs import Launch, tried
 
+pytestmark = needs_kernels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KV_HEADS = 2
 SUMS = 2e-5

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import needs_kernels
 from torch import Tensor
 
 from longmem.codec import Packing, get_codec
 from longmem.codec.affine import _next
 from longmem.ops.block_gather import RAW, Move, Plan, gather, gather_naive, scatter, scatter_naive
-from longmem.ops.kernels import interpreted
 from longmem.ops.rotary import Rotary
 
 DEVICE = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 HEADS = 2
 CODECS = ["raw", "bf16", "int8", "int4"]
 
-pytestmark = pytest.mark.skipif(
-    DEVICE.type == "cpu" and not interpreted(), reason="kernels need a GPU or TRITON_INTERPRET=1"
-)
+pytestmark = needs_kernels
 
 
 def blocks_of(counts, dim: int, dtype: torch.dtype, heads: int = HEADS, seed: int = 0):
@@ -97,6 +95,11 @@ def rotation(dim: int, style: str = "half") -> Rotary:
 def test_blocks_of_ragged_lengths_are_gathered_to_the_bit(payload, dim, dtype):
     counts = [1, 63, 64, 65, 128] if dim == 128 else [1, 17, 0, 33]
     compare(counts, dim, getattr(torch, dtype), payload)
+
+
+@pytest.mark.parametrize("payload", CODECS)
+def test_a_block_of_many_tokens_is_gathered_to_the_bit(payload):
+    compare([1000, 1], 128, torch.bfloat16, payload)
 
 
 @pytest.mark.parametrize("n", [1, 20])

@@ -23,6 +23,7 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels need a GPU or Triton's interpreter", allow_module_level=True)
+pytest.importorskip("triton")
 
 from longmem.ops.working_set_attention import fast  # noqa: E402
 
@@ -133,6 +134,7 @@ CASES = [
     Case(heads=2, n_query=63, n_far=63, n_keys=63, n_local=200),
     Case(heads=2, n_query=64, n_far=64, n_keys=129, n_local=1),
     Case(heads=8, kv_heads=1, n_query=65, n_far=130, n_keys=190, n_local=64, ragged=True),
+    Case(heads=2, kv_heads=1, n_query=1000, n_far=65, n_keys=1100, n_local=600),
     Case(n_query=130, n_far=1, n_keys=1000, n_local=600, sinks=True),
     Case(n_query=130, n_far=65, n_keys=300, n_local=40, dim=128, dtype=torch.float16),
     Case(dim=80, n_query=63, ragged=True, n_far=130),

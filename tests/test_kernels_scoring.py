@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import needs_kernels
 from pretend_device import on_host, pretend
 from tiny import VOCAB, attached, new_memory, read_in_passes, tokens
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -32,6 +33,7 @@ from longmem.ops.scratch import Scratch
 from longmem.retrieval import PEAK, get_scorer
 from longmem.retrieval import estimate as estimate_in_torch
 
+pytestmark = needs_kernels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.bfloat16, torch.float16]
 SCORE = 1e-5

@@ -14,6 +14,7 @@ from longmem.ops.step_attention import StepKeys, Stepped, attend_naive, attend_s
 
 if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels need a GPU or Triton's interpreter", allow_module_level=True)
+pytest.importorskip("triton")
 
 from longmem.ops.step_attention.stepping import attend_places
 
@@ -43,6 +44,7 @@ CASES = [
     (4, 2, 96, torch.float16, 1, [([33, 9], 12)]),
     (2, 1, 256, torch.bfloat16, 30, [([40], 64), ([0], 31)]),
     (17, 1, 64, torch.bfloat16, 16, [([5], 20)]),
+    (4, 1, 128, torch.bfloat16, 300, [([361], 639)]),
 ]
 SETTINGS = [
     dict(pending=True, mass_of=None, softcap=None, sinks=False, appended=1),

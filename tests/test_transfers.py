@@ -47,6 +47,7 @@ def layer_specs(layers: int, device: torch.device) -> list[LayerSpec]:
 @pytest.fixture(name="interpreted")
 def kernels_in_the_interpreter(monkeypatch):
     """Kernels for the blocks; attention itself, slow in the interpreter, is not what is tested here."""
+    pytest.importorskip("triton")
     monkeypatch.setenv("LONGMEM_KERNELS", "interpret")
     monkeypatch.setattr(full_layer, "attend", attend_blocked)
 

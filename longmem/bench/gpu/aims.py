@@ -78,8 +78,9 @@ def aims(
 
 
 def _faster(walked: Walked) -> Callable[[int], float | None]:
-    """At a length: the fastest way of transformers over a step of ours, look-ups counted."""
-    steps = best_steps(walked.steps)
+    """At a length: the fastest way of transformers over a step of ours, look-ups counted. Of ours those
+    that torch does not compile: transformers' are not compiled either."""
+    steps = best_steps([each for each in walked.steps if not each.compiled])
 
     def at(tokens: int) -> float | None:
         best = fastest_dense(walked.dense, tokens)
@@ -105,5 +106,6 @@ def fastest_dense(times: Sequence[DenseTime], tokens: int) -> float | None:
 
 
 def _together(times: Sequence[SessionsTime], sessions: int) -> float | None:
-    rates = {each.sessions: each.recycled_rate for each in times}
+    """Of so many sessions to one, look-ups counted."""
+    rates = {each.sessions: each.rate for each in times}
     return rates[sessions] / rates[1] if {1, sessions} <= set(rates) else None

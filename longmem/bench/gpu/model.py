@@ -58,7 +58,10 @@ def engine_with(engine: Engine, config: MemoryConfig, segment: int | None = None
 
 def compiled_engine(engine: Engine) -> Engine:
     """Another engine over the same model, whose recycled steps torch compiles besides attention."""
-    return Engine(engine.model, engine.tokenizer, engine.config, graphs="compiled")
+    return Engine(
+        engine.model, engine.tokenizer, engine.config, segment_tokens=engine.segment_tokens,
+        graphs="compiled",
+    )  # fmt: skip
 
 
 def random_ids(shape: Shape, n: int, seed: int) -> list[int]:

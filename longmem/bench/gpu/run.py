@@ -137,7 +137,8 @@ class Run:
             if why := outcome.trust.against(section):
                 outcome.refused[section] = why
         let_go(plan.device)
-        outcome.rates = measure_rates(plan.shape, plan.device, _DTYPE)
+        if plan.wants("roofline", *BUILT_ON):
+            outcome.rates = measure_rates(plan.shape, plan.device, _DTYPE)
         return True
 
     def _roofline(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,22 +29,49 @@ _REPEATS = 3
 """Recycled steps, so that what is captured at the first is replayed at the last."""
 
 
+@dataclass(frozen=True)
+class _Stepped:
+    """One model's steps.
+
+    Args:
+        logits: ``[S, V]`` on the host, by kind of step.
+        served: whether kernels served all of its layers.
+        ungraphed: why no graph was replayed; empty where one was.
+    """
+
+    logits: dict[str, Tensor]
+    served: bool
+    ungraphed: str
+
+
 def check_steps(device: torch.device) -> list[Checked]:
-    """Logits of a refresh step, of recycled steps, and of a step of two sessions."""
-    exact = _logits(device, torch.float32, kernels=False)
-    without = _logits(device, torch.bfloat16, kernels=False)
-    ours = _logits(device, torch.bfloat16, kernels=True)
-    return [_compared(name, ours[name], without[name], exact[name]) for name in exact]
+    """Logits of a refresh step, of recycled steps, and of a step of two sessions; and whether steps
+    went through a graph. Where kernels do not serve, nothing was compared, and nothing is right."""
+    exact = _stepped(device, torch.float32, kernels=False).logits
+    without = _stepped(device, torch.bfloat16, kernels=False).logits
+    ours = _stepped(device, torch.bfloat16, kernels=True)
+    if not ours.served:
+        return [_checked("steps", name, None, "kernels do not serve") for name in exact]
+    found = [
+        _checked("steps", name, _farther(ours.logits[name], without[name], exact[name]))
+        for name in exact
+    ]
+    why = ours.ungraphed
+    return [*found, _checked("graphs", "replayed steps", None if why else 0.0, why)]
 
 
-def _compared(name: str, ours: Tensor, without: Tensor, exact: Tensor) -> Checked:
+def _checked(op: str, name: str, error: float | None, why: str = "") -> Checked:
+    return Checked(op, name, "the tiny model", 64, "bfloat16", error, why)
+
+
+def _farther(ours: Tensor, without: Tensor, exact: Tensor) -> float:
+    """How far ours lie from the float32 model's, as a share of what is allowed."""
     allowed = FARTHER * float((without - exact).norm())
-    error = float((ours - exact).norm()) / allowed
-    return Checked("steps", name, "the tiny model", 64, "bfloat16", error)
+    return float((ours - exact).norm()) / allowed
 
 
-def _logits(device: torch.device, dtype: torch.dtype, kernels: bool) -> dict[str, Tensor]:
-    """Logits ``[S, V]`` on the host, by kind of step, of one model and one text."""
+def _stepped(device: torch.device, dtype: torch.dtype, kernels: bool) -> _Stepped:
+    """The same steps after the same text, of one model."""
     with _kernels(kernels), few_programs(device):
         model = random_model(TINY_SHAPE, device).to(dtype)
         config = TINY_SHAPE.memory.replace(topk=_BLOCKS, device_bytes=2**18)
@@ -56,7 +84,18 @@ def _logits(device: torch.device, dtype: torch.dtype, kernels: bool) -> dict[str
         _step(engine, [second], 0, voters=1)
         for at in range(_REPEATS):
             found["packed step"] = _step(engine, [first, second], at + 7)
-        return found
+        served = all(layer.kernels for layer in engine.info.layers)
+        return _Stepped(found, served, _ungraphed(engine))
+
+
+def _ungraphed(engine: Engine) -> str:
+    """Why no step was replayed from a graph; empty where one was."""
+    graphs = engine.graphs
+    if graphs is None:
+        return "no graph serves this model"
+    if graphs.refused:
+        return f"refused: {graphs.refused}"
+    return "" if graphs.replays else "none was replayed"
 
 
 def _read(engine: Engine, tokens: int, seed: int) -> SessionMemory:

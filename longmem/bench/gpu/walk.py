@@ -122,10 +122,12 @@ class Walk:
     def _measure_compiled(self, history: History) -> None:
         """The same steps, compiled by torch; what it refuses is left out."""
         what = f"compiled steps at {in_short(history.tokens)}"
-        first = self._compiled is None
-        if not self._budget.allows(what, _STEPS_S + _COMPILE_S * first):
+        made = self._compiled
+        if made is not None and made.config != history.engine.config:
+            made = None  # it was for another codec
+        if not self._budget.allows(what, _STEPS_S + _COMPILE_S * (made is None)):
             return
-        self._compiled = self._compiled or compiled_engine(self._engine)
+        self._compiled = made or compiled_engine(history.engine)
         steps = measure_steps(self._compiled, history.memory, self._plan.shape, compiled=True)
         graphs = graphs_of(self._compiled)
         self.found.graphs["compiled"] = graphs

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
 from longmem.bench.kernels.found import kernel_module, kernel_ops
 from longmem.bench.kernels.machine_code import MachineCode, figures
 from longmem.errors import ConfigError
-from longmem.ops.kernels import Form, interpreted
+from longmem.ops.kernels import DIMS, Form, interpreted
 
 SHARED_BYTES = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
 """Shared memory one program can have, by compute capability; all others have `LEAST_SHARED`."""
@@ -72,8 +73,19 @@ def all_forms(dims: Iterable[int], dtype: torch.dtype) -> Iterator[Form]:
     Args:
         dims: head dimensions.
         dtype: of queries, keys and values.
+
+    Raises:
+        ConfigError: triton is not installed, or kernels are not made for a head dimension.
     """
-    for dim in dims:
+    if find_spec("triton") is None:
+        raise ConfigError(
+            "kernels are compiled by triton, which is not installed (it is for Linux)"
+        )
+    wanted = list(dims)
+    if unknown := sorted({*wanted} - {*DIMS}):
+        known = ", ".join(map(str, DIMS))
+        raise ConfigError(f"no kernels for head dimension {unknown[0]}; they are made for {known}")
+    for dim in wanted:
         for op in kernel_ops():
             yield from kernel_module(op).forms(dim, dtype)
 

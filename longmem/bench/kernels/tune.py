@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -40,14 +41,15 @@ def tune(
         device: a CUDA device.
 
     Raises:
-        ConfigError: there is no GPU.
+        ConfigError: there is no GPU, or a file may not be written to.
     """
     if not torch.cuda.is_available():
         raise ConfigError(
             "kernels are tuned on the GPU they will run on, and this machine has none"
         )
-    on = torch.device(device)
-    for op in MAKERS if ops is None else ops:
+    on, wanted = torch.device(device), list(MAKERS if ops is None else ops)
+    _check_writable(wanted)
+    for op in wanted:
         for dim in dims:
             made = list(cases(dim, torch.bfloat16, on, TARGET, [op]))
             for kernel in dict.fromkeys(name for case in made for name in case.kernels):
@@ -116,9 +118,20 @@ def pin(op: str, kernel: str, dim: int, how: Launch, folder: Path | None = None)
         rows[kernel] = dict.fromkeys(rows[kernel], how)
     else:
         rows[kernel] = {each: launch_of(op, kernel, each) for each in DIMS} | {dim: how}
-    place = folder or Path(str(files(f"longmem.ops.{op}")))
-    (place / "launches.json").write_text(as_json(rows), "utf-8")
+    place = folder / "launches.json" if folder else _place(op)
+    place.write_text(as_json(rows), "utf-8")
     forget()
+
+
+def _check_writable(ops: Sequence[str]) -> None:
+    """Refuse files that cannot be written before minutes of tuning, and not after them."""
+    for place in map(_place, ops):
+        if not os.access(place, os.W_OK):
+            raise ConfigError(f"{place} may not be written to; install longmem where it may be")
+
+
+def _place(op: str) -> Path:
+    return Path(str(files(f"longmem.ops.{op}"))) / "launches.json"
 
 
 def told(how: Launch) -> str:

@@ -14,6 +14,7 @@ from longmem.cli.bench.options import names, numbers
 from longmem.cli.bench.output import screen, write_json
 from longmem.cli.bench.scaling import progress
 from longmem.cli.quantities import parse_bytes
+from longmem.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ALL = "check,roofline,decode,ingest,memory,sessions"
 _JSON, _PICTURE = "gpu.json", "gpu.png"
+_FRESH = f"{_JSON}.new"
+_VARIABLES = ("LONGMEM_KERNELS", "TRITON_INTERPRET")
 
 
 def gpu(
@@ -72,19 +75,16 @@ def gpu(
 
     Nothing is timed that failed its comparison; the exit code is 1 then.
     """
-    if device == "cpu":
-        _interpret()
     where = _device(device)
-    if where is None:
-        _tell_no_gpu(out, as_json)
-        return
+    import torch
+
     from longmem.bench.gpu.plan import Plan, lengths_of
     from longmem.bench.gpu.shapes import shape_of
 
     form = shape_of(shape)
     plan = Plan(
         shape=form,
-        device=where,
+        device=where or torch.device("cuda"),
         lengths=lengths_of(names(lengths)) if lengths else form.lengths,
         sections=tuple(names(only)),
         sessions=tuple(sorted(numbers([sessions], "--sessions"))) if sessions else form.sessions,
@@ -95,20 +95,58 @@ def gpu(
         compiled=compiled,
         ops=tuple(names(ops)) if ops else None,
     )
+    _check_out(out)
     if tune:
         _tune(plan)
+    if where is None:
+        _tell_no_gpu(out, as_json)
+        return
+    _check_kernels(plan)
     if not _measured(plan, out, as_json):
         raise typer.Exit(1)
 
 
-def _interpret() -> None:
-    """Let kernels run on the CPU; to be asked for before triton is imported."""
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-    os.environ.setdefault("LONGMEM_KERNELS", "interpret")
+def _check_kernels(plan: Plan) -> None:
+    """Refuse to compare the torch forms with themselves.
+
+    Raises:
+        ConfigError: kernels do not serve.
+    """
+    import torch
+
+    from longmem.ops.kernels import kernels_serve
+
+    try:
+        serve = kernels_serve(plan.device, torch.bfloat16, plan.shape.dim)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not serve:
+        settings = " and ".join(f"{name}={os.environ.get(name, '')}" for name in _VARIABLES)
+        raise ConfigError(
+            f"no kernel serves {plan.device} under {settings}, so there is nothing to measure; unset "
+            "both, and install triton where it is missing"
+        )
+
+
+def _check_out(out: Path | None) -> None:
+    """Refuse a folder that cannot be written to before minutes of work, and not after them."""
+    if out is None:
+        return
+    fresh = out / _FRESH
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        fresh.touch()
+        fresh.unlink()
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written to: {error.strerror}") from None
 
 
 def _device(name: str | None) -> torch.device | None:
-    """The device; None where there is no GPU and no other was asked for."""
+    """The device; None where there is no GPU and no other was asked for. On the CPU kernels are let
+    run in the interpreter, which has to be asked for before triton is imported."""
+    if name == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        os.environ.setdefault("LONGMEM_KERNELS", "interpret")
     import torch
 
     if name is None and not torch.cuda.is_available():
@@ -122,6 +160,9 @@ def _tell_no_gpu(out: Path | None, as_json: bool) -> None:
     from longmem.bench.gpu.figures import NO_GPU, nothing_measured
 
     screen().print(NO_GPU)
+    if out is not None and _earlier(out).get("measured"):
+        screen().print(f"{out / _JSON} holds figures of a GPU and is left as it is.")
+        out = None
     if as_json or out is not None:
         write_json(nothing_measured(), out / _JSON if out else None, as_json)
 
@@ -148,17 +189,27 @@ def _measured(plan: Plan, out: Path | None, as_json: bool) -> bool:
 
 
 def _earlier(out: Path | None) -> dict[str, Any]:
-    """What an earlier run left there."""
+    """What an earlier run left there.
+
+    Raises:
+        ConfigError: it is not what a run leaves.
+    """
     if out is None or not (out / _JSON).exists():
         return {}
-    found: dict[str, Any] = json.loads((out / _JSON).read_text("utf-8"))
+    try:
+        found = json.loads((out / _JSON).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{out / _JSON} cannot be read: {error}; move it away") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{out / _JSON} holds no figures; move it away")
     return found
 
 
 def _save(
     outcome: Outcome, out: Path | None, earlier: dict[str, Any], printed: bool = False
 ) -> None:
-    """Write the figures so far, and their picture."""
+    """Write the figures so far, and their picture. The file is replaced as a whole: a run that is
+    killed leaves the one before."""
     from longmem.bench.gpu.figures import figures, with_earlier
     from longmem.bench.gpu.plot import draw
     from longmem.bench.machine import command, commit
@@ -166,6 +217,7 @@ def _save(
     named = {"command": command(), "commit": commit()}
     found = with_earlier({**named, **figures(outcome)}, earlier)
     if printed or out is not None:
-        write_json(found, out / _JSON if out else None, printed)
+        write_json(found, out / _FRESH if out else None, printed)
     if out is not None:
+        (out / _FRESH).replace(out / _JSON)
         draw(found, out / _PICTURE)

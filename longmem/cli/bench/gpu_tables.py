@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -11,6 +11,7 @@ from longmem.cli.common import readable_bytes
 
 if TYPE_CHECKING:
     from longmem.bench.gpu.aims import Aim
+    from longmem.bench.gpu.decode import StepTimes
     from longmem.bench.gpu.plan import Plan
     from longmem.bench.gpu.run import Outcome
     from longmem.bench.gpu.trust import Checked
@@ -53,14 +54,14 @@ def _check(outcome: Outcome) -> Iterator[Told]:
         mine = [each for each in (*trust.ops, *trust.steps) if each.op == op]
         wrong = [each for each in mine if not each.right]
         rows.append([op, f"{len(mine)}", f"{len(wrong) or ''}", _worst(mine)])
-    yield "Comparisons with the naive twins; differences as shares of what is allowed"
+    yield "Comparisons with the twins, naive ones at ragged sizes; differences as shares of what is allowed"
     yield _table(["op", "comparisons", "wrong", "largest"], rows, 1)
     bad = [each for each in (*trust.ops, *trust.steps) if not each.right]
     if bad:
         yield "Wrong:"
         yield _table(["op", "case", "D", "dtype", "why"], [_of_wrong(each) for each in bad], 5)
     rates = outcome.rates
-    if rates is not None:
+    if rates is not None and not outcome.plan.interpreted:
         yield f"Copy on the device {rates.copy / 1e12:.3f} TB/s, bytes read and written."
         size = f"{rates.matrix_size:,} x {rates.matrix_size:,}"
         yield f"Product of two {size} matrices {rates.matrix / 1e12:.2f} TFLOP/s."
@@ -107,7 +108,7 @@ def _decode(outcome: Outcome) -> Iterator[Told]:
             [
                 in_short(each.history),
                 each.codec,
-                "compiled" if each.compiled else "graph",
+                _way(each, outcome.walked.graphs),
                 f"{each.recycled:.2f}",
                 _times(each.recycled, weights),
                 f"{each.refresh:.2f}",
@@ -123,15 +124,23 @@ def _decode(outcome: Outcome) -> Iterator[Told]:
         "codec",
         "steps",
         "recycled",
-        "weights",
+        "x weights",
         "refresh",
-        "recycled",
+        "x recycled",
         "step",
         "reply",
     ]
     floor = f"; reading the weights once takes {weights:.2f} ms" if weights else ""
     yield f"Milliseconds per decode step{floor}"
-    yield _table([*columns, "dense", "slower"], rows, 3)
+    yield _table([*columns, "dense", "x step"], rows, 3)
+
+
+def _way(steps: StepTimes, graphs: Mapping[str, Mapping[str, Any]]) -> str:
+    """How steps were launched."""
+    if steps.compiled:
+        return "compiled"
+    found = graphs.get(steps.codec, {})
+    return "graph" if found.get("used") and not found.get("refused") else "no graph"
 
 
 def _ingest(outcome: Outcome) -> Iterator[Told]:

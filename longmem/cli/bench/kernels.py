@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from longmem.bench.kernels.compile import Compiled
 
 _COLUMNS = (
-    "kernel", "form", "blocks", "warps", "registers", "spilled", "shared", "load", "tensor cores"
+    "kernel", "form", "warps", "regs", "spilled", "shared", "load", "tensor"
 )  # fmt: skip
 
 
@@ -40,8 +42,8 @@ def kernels(
         progress(f"{form.op}: {form.name}, {form.variant}")
         made.append(compiled(form, target))
     figures = {"target": target, "dtype": dtype, "forms": [each.row() for each in made]}
-    title = f"Kernels for compute capability {target / 10:.1f}"
-    show(title, _COLUMNS, [_row(each) for each in made], figures, out, as_json)
+    title = f"Kernels for compute capability {target / 10:.1f}, D = {dims}, {dtype}"
+    show(title, _COLUMNS, list(_rows(made, dtype)), figures, out, as_json)
     faults = [f"{_name(each)}: {fault}" for each in made for fault in each.faults]
     for fault in faults:
         progress(fault)
@@ -53,13 +55,29 @@ def _name(made: Compiled) -> str:
     return f"{made.form.op}.{made.form.name}, {made.form.variant}"
 
 
-def _row(made: Compiled) -> list[str]:
+def _dim(made: Compiled) -> str:
+    first = made.form.variant.split()[0]
+    return first if first.startswith("D=") else ""
+
+
+def _rows(made: Sequence[Compiled], dtype: str) -> Iterable[list[str]]:
+    """Each op's name, and below it its kernels; what is the same in all rows is in the title."""
+    alone = len({_dim(each) for each in made} - {""}) == 1
+    for op, forms in groupby(made, lambda each: each.form.op):
+        yield [op, *[""] * (len(_COLUMNS) - 1)]
+        for each in forms:
+            words = each.form.variant.split()
+            shared = {dtype, _dim(each)} if alone else {dtype}
+            head = [word for word in words[:2] if word not in shared]
+            yield _row(each, " ".join([*head, *words[2:]]))
+
+
+def _row(made: Compiled, variant: str) -> list[str]:
     form, machine = made.form, made.machine
     missing = "missing" if made.products else ""
     return [
-        f"{form.op}.{form.name}",
-        form.variant,
-        " ".join(f"{name}={value}" for name, value in form.how.blocks.items()),
+        form.name,
+        variant,
         str(form.how.num_warps),
         str(machine.registers),
         f"{machine.spilled:,}",

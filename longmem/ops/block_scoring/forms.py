@@ -53,9 +53,9 @@ def _select_forms() -> list[Form]:
     types |= dict.fromkeys(("columns", "per_session", "n", "k"), "i32")
     made = []
     for wide in passes.WIDTHS:
-        constants = {"N_OF": "table", "KEEP": False, "WIDE": wide, "K_PAD": 16}
+        constants = {"N_OF": "table", "KEEP": False, "WIDE": wide, "K_PAD": passes.LEAST_K}
         how, variant = passes.select_launch(wide), f"{wide} columns"
-        made.append(_form("select", variant, select_kernel, types, constants, how, ("columns",)))
+        made.append(_form("select", variant, select_kernel, types, constants, how, ()))
     return made
 
 

@@ -18,6 +18,8 @@ _OP = "block_scoring"
 _FEW, _LONG_RUN = 16, 16
 WIDTHS = (1024, 8192)
 """Columns one program may choose from: few sizes, so that few forms are compiled while an index grows."""
+LEAST_K = 16
+"""Numbers of blocks to choose up to this one share a compiled form: while an index is young, k grows."""
 _ALIGNED = 16
 """Lines are so many values long, or a multiple: all loads are then of 16 bytes."""
 
@@ -121,7 +123,7 @@ def select(
             select_kernel, (lines, parts), scores.device, select_launch(wide),
             scores, ids if table is None else table, ids if names is None else names,
             ids, best, columns, per_session, columns, k,
-            N_OF=n_of, KEEP=parts > 1, WIDE=wide, K_PAD=pad(k),
+            N_OF=n_of, KEEP=parts > 1, WIDE=wide, K_PAD=max(LEAST_K, pad(k)),
         )  # fmt: skip
         if parts == 1:
             return ids[:, 0]

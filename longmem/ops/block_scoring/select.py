@@ -30,6 +30,7 @@ def select_kernel(  # type: ignore[no-untyped-def]  # triton gives types
     if N_OF == "table":
         session = line // per_session
         n, _ = candidates_of(table, session)
+        columns = columns // 16 * 16  # it is a multiple: told so, threads load 16 bytes at once
         first = tl.load(table + session * 6 + 3).to(tl.int32)
     alive = i < n
     name = first + i

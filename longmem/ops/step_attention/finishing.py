@@ -25,7 +25,7 @@ def whole_lse(lses, sink, SINKS: tl.constexpr):
     return top + tl.log(total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lengths"])
 def finish(
     outs,
     lses,

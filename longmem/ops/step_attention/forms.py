@@ -76,8 +76,9 @@ def _form(
     types: Mapping[str, str],
     constants: Mapping[str, Any],
 ) -> Form:
+    whatever = ("n_local", "lengths")
     aligned = tuple(
-        x for x, of in types.items() if x not in constants and of != "fp32" and x != "n_local"
+        x for x, of in types.items() if x not in constants and of != "fp32" and x not in whatever
     )
     label = f"D={shape.dim} {kind[1:]} {variant}"
     how = launch_of(OP, name, shape.dim)

@@ -45,7 +45,7 @@ def capped(logits, softcap):
     return softcap - 2 * softcap / (tl.exp(logits * (2 / softcap)) + 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lengths"])
 def attend_share(
     q_near,
     q_far,

@@ -33,6 +33,13 @@ def turned(x, partner, cos, sin, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, 
 
 
 @triton.jit
+def row_at(entry, row, element: tl.constexpr, DIM: tl.constexpr):
+    """The first value of a row of the buffer whose address is at `entry`. Rows begin at multiples of 16
+    bytes, which a table cannot say; told so, threads write two values at once."""
+    return tl.multiple_of(tl.load(entry).to(tl.pointer_type(element)) + row * DIM, 16)
+
+
+@triton.jit
 def take_in_token(
     q,
     k,
@@ -81,13 +88,13 @@ def take_in_token(
     hi, room = tl.load(extents + session * 4 + 2), tl.load(extents + session * 4 + 3)
     row = head.to(tl.int64) * room + hi
     table = addresses + session * 6
-    raw = tl.load(table + 2).to(tl.pointer_type(element)) + row * DIM
-    values = tl.load(table + 4).to(tl.pointer_type(element)) + row * DIM
+    raw = row_at(table + 2, row, element, DIM)
+    values = row_at(table + 4, row, element, DIM)
     from_k = k + session.to(tl.int64) * k_session + head * k_head
     key = tl.load(from_k + d, d < DIM, 0.0)
     tl.store(raw + d, key, d < DIM)
     if HALF:
-        rot = tl.load(table + 3).to(tl.pointer_type(element)) + row * DIM
+        rot = row_at(table + 3, row, element, DIM)
         other = tl.load(from_k + partner, d < 2 * HALF, 0.0)
         near_key = turned(key, other, near_cos, near_sin, HALF, INTERLEAVED, PAD)
         tl.store(rot + d, near_key, d < DIM)

@@ -177,11 +177,13 @@ POINTERS = {
 """Types of the arguments that are addresses; "own": the queries' type."""
 
 
-def forms(dim: int, dtype: torch.dtype) -> list[Form]:
-    """The compiled forms of the op's kernels, for groups of 4 heads."""
+def forms(dim: int, dtype: torch.dtype, group: int = 4) -> list[Form]:
+    """The compiled forms of the op's kernels, for `group` query heads to a KV head."""
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
     def form(name: str, kernel: Any, variant: str = "", **options: Any) -> Form:
-        return _form(name, kernel, f"D={dim} {dtype} {variant}".strip(), dim, dtype, options)
+        options["GROUP"] = group
+        return _form(name, kernel, f"D={dim} {kind} {variant}".strip(), dim, kind, options)
 
     return [
         form("attend", attend_tile, sinks=None, far_length=None),
@@ -199,13 +201,13 @@ def forms(dim: int, dtype: torch.dtype) -> list[Form]:
 
 
 def _form(
-    name: str, kernel: Any, variant: str, dim: int, dtype: torch.dtype, options: dict[str, Any]
+    name: str, kernel: Any, variant: str, dim: int, kind: str, options: dict[str, Any]
 ) -> Form:
     how = launch_of("working_set_attention", name, dim)
-    own = "*" + {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    own = f"*{kind}"
     out = "*fp32" if options.get("SPLIT") else own
-    constants: dict[str, Any] = {"CAPPED": False, "PENDING": True, "SPLIT": False, **options}
-    constants |= {"GROUP": 4, "DIM": dim, "WIDE": triton.next_power_of_2(dim)}
+    constants: dict[str, Any] = {"CAPPED": False, "PENDING": True, "SPLIT": False}
+    constants |= {"DIM": dim, "WIDE": triton.next_power_of_2(dim), **options}
     types = {}
     for arg in kernel.arg_names:
         if arg.endswith("_STEP"):

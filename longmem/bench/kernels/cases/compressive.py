@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from longmem.bench.kernels.case import Case
-from longmem.bench.kernels.drawing import ROUNDING, SUMS, Draw, apart
+from longmem.bench.kernels.drawing import ROUNDING, SUMS, Draw, apart, by_definition
 from longmem.bench.kernels.size import Size
+from longmem.bench.kernels.spoiling import spoilt
 from longmem.ops.compressive import (
     CompressiveState,
     FeatureMap,
@@ -17,6 +18,7 @@ from longmem.ops.compressive import (
     chunked,
     get_feature_map,
     launched,
+    read_and_fold_naive,
 )
 
 _USES: tuple[tuple[str, Rule], ...] = (("elu", "linear"), ("dpfp", "delta"))
@@ -33,7 +35,7 @@ def cases(size: Size, dim: int, dtype: torch.dtype, device: torch.device) -> Ite
         state = CompressiveState.empty(size.kv_heads, features.width(dim), dim, device)
         chunked.update(state, features(k[:, :_PREFIX]), v[:, :_PREFIX], rule)
         yield _folded(name, rule, features, state, k, v)
-        yield _read(name, rule, features, state, q, k, v)
+        yield _read(name, rule, features, state, q, k, v, by_definition(size))
         yield _mixed(f"{name}, {rule}: mixed in", "mix", rule, features, state, q)
         yield _mixed(f"{name}, {rule}: one token", "mix_step", rule, features, state, q[:, :1])
 
@@ -51,7 +53,9 @@ def _folded(
         return after
 
     def error() -> float:
-        after, expected = run(), state.clone()
+        expected = state.clone()
+        with spoilt():
+            after = run()
         chunked.fold(k, v, expected, features, chunk=chunk, rule=rule)
         return max(apart(after.M, expected.M, SUMS), apart(after.z, expected.z, SUMS))
 
@@ -65,7 +69,8 @@ def _folded(
 
 
 def _read(
-    name: str, rule: Rule, features: FeatureMap, state: CompressiveState, q: Tensor, k: Tensor, v: Tensor
+    name: str, rule: Rule, features: FeatureMap, state: CompressiveState, q: Tensor, k: Tensor, v: Tensor,
+    naive: bool,
 ) -> Case:  # fmt: skip
     chunk = _chunk(rule, k.shape[1])
 
@@ -75,9 +80,14 @@ def _read(
         return *read, after.M, after.z
 
     def error() -> float:
-        after = state.clone()
-        read = chunked.read_and_fold(q, k, v, after, features, chunk=chunk, rule=rule)
-        pairs = zip(run(), (*read, after.M, after.z), strict=True)
+        with spoilt():
+            done = run()
+        where = "cpu" if naive else q.device
+        after = CompressiveState(state.M.to(where), state.z.to(where), state.tokens)
+        twin = read_and_fold_naive if naive else chunked.read_and_fold
+        rows = (q.to(where), k.to(where), v.to(where))
+        read = twin(*rows, after, features, chunk=chunk, rule=rule)
+        pairs = zip(done, (*read, after.M, after.z), strict=True)
         return max(apart(got, expected, SUMS) for got, expected in pairs)
 
     passes = 1 if rule == "linear" else 2
@@ -102,7 +112,9 @@ def _mixed(
 
     def error() -> float:
         expected = chunked.mix(out, q, lse, state, features, rule, gate)
-        return apart(run(), expected, ROUNDING[q.dtype])
+        with spoilt():
+            got = run()
+        return apart(got, expected, ROUNDING[q.dtype])
 
     return Case(
         "compressive", name, (kernel,), f"{n} tokens", dim, 3 * q.nbytes + state.M.nbytes,

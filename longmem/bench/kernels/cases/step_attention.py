@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from longmem.bench.kernels.case import Case
-from longmem.bench.kernels.drawing import ROUNDING, SUMS, Draw, apart
+from longmem.bench.kernels.drawing import ROUNDING, SUMS, Draw, apart, by_definition
 from longmem.bench.kernels.size import Size
+from longmem.bench.kernels.spoiling import spoilt
 from longmem.ops.rotary import Angles, Rotary
 from longmem.ops.scratch import Scratch
 from longmem.ops.step_attention import Place, Places, Stepped, upload
-from longmem.ops.working_set_attention import attend_blocked
+from longmem.ops.working_set_attention import attend_blocked, attend_naive
 
 
 def cases(size: Size, dim: int, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
@@ -69,11 +70,11 @@ class _Sessions:
         columns = self.size.far + self.tokens
         q_near, q_far = self.q
 
-        def run() -> Stepped:
+        def run(scratch: Scratch = self.scratch) -> Stepped:
             return attend_places(
                 q_near, q_far, self.places, n_local=self.size.local, pending=True, columns=columns,
                 scaling=self.scaling, mass_of="attention" if sums else None, want_lse=True,
-                scratch=self.scratch,
+                scratch=scratch,
             )  # fmt: skip
 
         read = self.n * self.size.kv_heads * columns * self.kv.shape[-1]
@@ -84,10 +85,11 @@ class _Sessions:
             4 * read * (self.size.heads // self.size.kv_heads), run, self._error(run, sums),
         )  # fmt: skip
 
-    def _error(self, run: Callable[[], Stepped], sums: bool) -> Callable[[], float]:
+    def _error(self, run: Callable[[Scratch], Stepped], sums: bool) -> Callable[[], float]:
         def error() -> float:
             self.mass.zero_()
-            done, worst = run(), 0.0
+            with spoilt():
+                done, worst = run(Scratch()), 0.0
             for s in range(self.n):
                 out, lse, mass = self._expected(s)
                 worst = max(worst, apart(done.out[s], out, ROUNDING[self.q.dtype]))
@@ -102,8 +104,11 @@ class _Sessions:
     def _expected(self, s: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of one session, in float32; sums of pending tokens, which get none, are zero."""
         q, local = self.q[:, s, :, None].float(), self.local[s, :, :, : self.tokens].float()
-        rows = [*q, *self.far[s].float(), *local]
-        done = attend_blocked(*rows, n_local=self.size.local, scaling=self.scaling, want_lse=True)
+        rows, naive = [*q, *self.far[s].float(), *local], by_definition(self.size)
+        if naive:
+            rows = [each.cpu() for each in rows]
+        attend = attend_naive if naive else attend_blocked
+        done = attend(*rows, n_local=self.size.local, scaling=self.scaling, want_lse=True)
         assert done.lse is not None and done.mass is not None
         done.mass[:, : self.tokens - self.size.local] = 0
         return done.out[:, 0], done.lse[:, 0], done.mass

@@ -8,10 +8,17 @@ from dataclasses import replace
 import torch
 
 from longmem.bench.kernels.case import Case
-from longmem.bench.kernels.drawing import ROUNDING, SUMS, Draw, apart
+from longmem.bench.kernels.drawing import ROUNDING, SUMS, Draw, apart, by_definition
 from longmem.bench.kernels.size import Size
+from longmem.bench.kernels.spoiling import spoilt
 from longmem.ops.kernels import launch_of
-from longmem.ops.working_set_attention import Attended, MassOf, attend, attend_blocked
+from longmem.ops.working_set_attention import (
+    Attended,
+    MassOf,
+    attend,
+    attend_blocked,
+    attend_naive,
+)
 
 _FEW = 8
 """Tokens of a short segment."""
@@ -74,8 +81,9 @@ def _segment(
         )
 
     def error() -> float:
-        wide = [each.float() for each in rows]
-        expected = attend_blocked(
+        naive = by_definition(size)
+        wide = [each.to("cpu" if naive else device, torch.float32) for each in rows]
+        expected = (attend_naive if naive else attend_blocked)(
             *wide,
             n_local=window,
             scaling=dim**-0.5,
@@ -83,7 +91,8 @@ def _segment(
             softcap=softcap,
             want_lse=True,
         )
-        done = run()
+        with spoilt():
+            done = run()
         assert done.lse is not None and expected.lse is not None
         worst = [
             apart(done.out, expected.out, ROUNDING[dtype]),
